@@ -1,0 +1,57 @@
+"""Half-open byte ranges: cover, coalesce, gaps. Plain values, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ByteRange:
+    """Bytes start..stop-1 of a file."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise ValueError(f"a byte range must have 0 <= start < stop, got {self.start}..{self.stop}")
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def http(self) -> str:
+        """The value of a Range header, whose end is inclusive (RFC 9110, 14.1.2)."""
+        return f"bytes={self.start}-{self.stop - 1}"
+
+
+def coalesce(ranges: Iterable[ByteRange], gap: int = 0) -> list[ByteRange]:
+    """The ranges in file order, joined where they overlap or lie at most `gap` bytes apart."""
+    joined: list[ByteRange] = []
+    for part in sorted(ranges):
+        if joined and part.start <= joined[-1].stop + gap:
+            joined[-1] = ByteRange(joined[-1].start, max(joined[-1].stop, part.stop))
+        else:
+            joined.append(part)
+    return joined
+
+
+def gaps(wanted: ByteRange, have: Iterable[ByteRange]) -> list[ByteRange]:
+    """The parts of `wanted` that none of `have` covers, in file order."""
+    missing: list[ByteRange] = []
+    at = wanted.start
+    for part in coalesce(have):
+        if part.start >= wanted.stop:
+            break
+        if part.start > at:
+            missing.append(ByteRange(at, part.start))
+        at = max(at, part.stop)
+    if at < wanted.stop:
+        missing.append(ByteRange(at, wanted.stop))
+    return missing
+
+
+def total(ranges: Iterable[ByteRange]) -> int:
+    """Bytes covered by the ranges, each counted once."""
+    return sum(len(part) for part in coalesce(ranges))
