@@ -1,0 +1,152 @@
+"""Our own network: six uint8 planes in; boxes, class scores and key points out of one backbone pass."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firsttouch.detect.detections import CLASS_NAMES, KEYPOINT_COUNT, Array, Detections, Plane
+from firsttouch.detect.planes import Canvas, fill
+from firsttouch.detect.session import ModelFile, OpenSession, Session
+from firsttouch.errors import ModelMismatch
+
+LAYOUT_KEY = "firsttouch"
+LAYOUT = 1
+BOX_OUTPUTS = ("boxes", "scores")
+ALL_OUTPUTS = ("boxes", "scores", "keypoints")
+
+KEYPOINT_CONFIDENCE = 0.3
+"""Below it a pitch point counts as not seen."""
+
+
+def is_native(model: ModelFile) -> bool:
+    return LAYOUT_KEY in model.facts.metadata
+
+
+class NativeDetector:
+    """Runs a model of the native layout; boxes alone and boxes with key points are two sessions.
+
+    The session for boxes alone is opened when it is first needed: opening costs tens of milliseconds.
+    """
+
+    def __init__(
+        self,
+        model: ModelFile,
+        open_session: OpenSession,
+        *,
+        img_size: int | None = None,
+        batch_size: int = 1,
+        confidence: float = 0.25,
+        max_detections: int = 100,
+    ) -> None:
+        facts = native_facts(model)
+        self.canvas = Canvas.of_size(img_size or int(facts["img_size"]))
+        self.batch_size = batch_size
+        self.name = model.path.stem
+        self._model = model
+        self._open = open_session
+        self._confidence = confidence
+        self._max_detections = max_detections
+        self._lock = threading.Lock()
+        self._sessions: dict[bool, Session] = {}
+        self._with_pitch = self.session(pitch=True)
+
+    @property
+    def device(self) -> str:
+        return self._with_pitch.device
+
+    @property
+    def runtime(self) -> str:
+        return self._with_pitch.runtime
+
+    @property
+    def precision(self) -> str:
+        return self._with_pitch.precision
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(batch, 6, height, width)."""
+        return (self.batch_size, *self.canvas.shape)
+
+    def session(self, *, pitch: bool) -> Session:
+        """What runs with or without the key-point head; opened on the first call for it."""
+        with self._lock:
+            if pitch not in self._sessions:
+                outputs = ALL_OUTPUTS if pitch else BOX_OUTPUTS
+                self._sessions[pitch] = self._open(self._model, outputs, self.input_shape)
+            return self._sessions[pitch]
+
+    def prepare(self, y: Plane, u: Plane, v: Plane, out: Plane | None = None) -> Plane:
+        return fill(self.canvas, y, u, v, out)
+
+    def detect(
+        self, inputs: Sequence[Plane], frame_numbers: Sequence[int], width: int, height: int, *, pitch: bool
+    ) -> list[Detections]:
+        session = self.session(pitch=pitch)
+        found: list[Detections] = []
+        for start in range(0, len(inputs), self.batch_size):
+            batch = inputs[start : start + self.batch_size]
+            outputs = session.run(self._stacked(batch))
+            for row in range(len(batch)):
+                keypoints = outputs[2][row] if pitch else None
+                values = (outputs[0][row], outputs[1][row], keypoints)
+                found.append(self._to_source(frame_numbers[start + row], *values, width, height))
+        return found
+
+    def _stacked(self, batch: Sequence[Plane]) -> Plane:
+        """Inputs as one array of the fixed batch size; a short last batch is filled up with zeros."""
+        if self.batch_size == 1:
+            return batch[0][None]
+        stacked = np.zeros(self.input_shape, np.uint8)
+        for row, planes in enumerate(batch):
+            stacked[row] = planes
+        return stacked
+
+    def _to_source(
+        self, number: int, boxes: Array, scores: Array, keypoints: Array | None, width: int, height: int
+    ) -> Detections:
+        factors = self.canvas.to_source(width, height)
+        keep = np.flatnonzero(scores.max(axis=1) >= self._confidence)[: self._max_detections]
+        xyxy, kept = clipped(boxes[keep] * np.array(factors * 2, np.float32), width, height)
+        points = np.zeros((KEYPOINT_COUNT, 3), np.float32)
+        if keypoints is not None:
+            points = seen_points(keypoints * np.array((*factors, 1), np.float32), width, height)
+        return Detections(number, xyxy[kept], scores[keep][kept].astype(np.float32), points)
+
+
+def clipped(xyxy: Array, width: int, height: int) -> tuple[Array, NDArray[np.bool_]]:
+    """Boxes cut at the picture's edge, and which of them still have an area of at least one pixel."""
+    inside = np.clip(xyxy, 0, np.array((width, height, width, height), np.float32)).astype(np.float32)
+    sizes = inside[:, 2:] - inside[:, :2]
+    return inside, np.all(sizes >= 1, axis=1)
+
+
+def seen_points(points: Array, width: int, height: int, confidence: float = KEYPOINT_CONFIDENCE) -> Array:
+    """(32, 3) with every point that is unsure or outside the picture set to zero."""
+    x, y = points[:, 0], points[:, 1]
+    seen = (points[:, 2] >= confidence) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    return np.where(seen[:, None], points, 0).astype(np.float32)
+
+
+def native_facts(model: ModelFile) -> dict[str, Any]:
+    """The model's own JSON. Raises ModelMismatch when the layout is not one this version can read."""
+    try:
+        facts = json.loads(model.facts.metadata[LAYOUT_KEY])
+        layout, classes = facts["layout"], tuple(facts["classes"])
+        int(facts["img_size"])
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ModelMismatch(f"{model.path.name} has no readable '{LAYOUT_KEY}' metadata") from exc
+    outputs = {t.name for t in model.facts.outputs}
+    if layout != LAYOUT or classes != CLASS_NAMES or not outputs >= set(ALL_OUTPUTS):
+        raise ModelMismatch(
+            f"{model.path.name}: layout {layout}, classes {classes}, outputs {sorted(outputs)}",
+            hint=f"this version reads layout {LAYOUT}, classes {CLASS_NAMES}, outputs {ALL_OUTPUTS}",
+        )
+    if model.facts.inputs[0].element_type != "uint8":
+        raise ModelMismatch(f"{model.path.name}: input {model.facts.inputs[0]}, expected uint8 planes")
+    return dict(facts)

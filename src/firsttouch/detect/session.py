@@ -1,0 +1,82 @@
+"""What a runtime gives the detectors: a model file opened for one input shape, run on one array."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from firsttouch.clock import Stopwatch
+from firsttouch.detect.graph import GraphFacts, keep_outputs, read_facts
+from firsttouch.errors import ModelMismatch, ModelNotFound
+
+Values = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelFile:
+    """An ONNX file in memory, with what it says about itself."""
+
+    path: Path
+    data: bytes = field(repr=False)
+    facts: GraphFacts
+
+    @classmethod
+    def read(cls, path: Path) -> ModelFile:
+        """Raises ModelNotFound, and ModelMismatch for a file that is no ONNX model with one input."""
+        try:
+            data = path.read_bytes()
+        except OSError as exc:
+            raise ModelNotFound(f"cannot read the model {path}: {exc.strerror or exc}") from exc
+        facts = read_facts(data)
+        if len(facts.inputs) != 1 or not facts.outputs:
+            raise ModelMismatch(
+                f"{path.name} has {len(facts.inputs)} inputs and {len(facts.outputs)} outputs",
+                hint="give an ONNX file that takes one picture",
+            )
+        return cls(path, data, facts)
+
+    def cut_to(self, outputs: tuple[str, ...]) -> bytes:
+        """The bytes of a model with only these outputs, and only what they need."""
+        everything = {t.name for t in self.facts.outputs}
+        return self.data if set(outputs) == everything else keep_outputs(self.data, outputs)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+
+class Session(Protocol):
+    """One model, one input shape, some outputs. Several threads may call `run` at the same time."""
+
+    @property
+    def runtime(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    def run(self, values: Values) -> list[Values]:
+        """The outputs, in the order they were asked for, as arrays the caller owns."""
+
+
+class OpenSession(Protocol):
+    """How a runtime opens a model: `outputs` in the order wanted, `shape` of the input with the batch."""
+
+    def __call__(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...]) -> Session: ...
+
+
+def milliseconds_per_run(session: Session, values: Values, runs: int = 3) -> float:
+    """The best of a few runs, after one to warm up: the slower ones measure somebody else's load."""
+    session.run(values)
+    times = []
+    for _ in range(runs):
+        watch = Stopwatch()
+        session.run(values)
+        times.append(watch.elapsed)
+    return 1000 * min(times)
