@@ -64,7 +64,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The settings that move time and score. `stride` None: chosen to fit; `budget_seconds` None: no limit."""
+    """The settings that move time and score. `stride` None: chosen; `budget_seconds` None: no limit."""
 
     fetch: Fetch = "sparse"
     megabytes: float = 4.0

@@ -3,8 +3,8 @@
     default  <  profile  <  .env file  <  environment  <  command line
 
 `load()` reads all of them once; `Settings()` alone is the defaults and reads nothing. Names are those of the
-environment in small letters (`FRAME_STRIDE` is `settings.frame_stride`). A wrong value is a SettingsError that
-names the variable, the value, where it came from and what is allowed.
+environment in small letters (`FRAME_STRIDE` is `settings.frame_stride`). A wrong value is a SettingsError
+that names the variable, the value, where it came from and what is allowed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from .errors import SettingsError
-from .predict import Choice, Clip, Fetch, predict
+from firsttouch.errors import SettingsError
+from firsttouch.predict import Choice, Clip, Fetch, predict
 
 Origin = Literal["default", "profile", ".env", "environment", "command line"]
 ProfileName = Literal["guide", "extreme", "balanced", "complete", "accurate"]
@@ -388,7 +388,7 @@ def _from_env_file(env_file: Path | str | None) -> dict[str, Any]:
 
 
 def _close_names(env_file: Path | str | None) -> list[tuple[str, str, str]]:
-    """(name, where, the name it is close to) of misspelt variables; a .env file is ours, so look harder there."""
+    """(name, where, the known name) of misspelt variables; a .env file is ours, so look harder there."""
     known = [name.upper() for name in Settings.model_fields]
     places = [("environment", list(os.environ), 0.87)]
     if env_file is not None and Path(env_file).is_file():
