@@ -13,6 +13,11 @@ Clock = Callable[[], float]
 """A monotonic clock in seconds; tests hand in their own."""
 
 
+def wall_ns() -> int:
+    """Nanoseconds since 1970, for what other machines also date: nonces, created_at, files. It may jump."""
+    return time.time_ns()
+
+
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """An absolute moment on a monotonic clock; `math.inf` when there is none."""
