@@ -1,0 +1,404 @@
+"""Every frame of the clip from the looked-at ones: boxes along their flow, key points along the camera, never across a cut.
+
+Between two looked-at frames a body seen in both goes from one to the other along its forward flow, corrected so that it arrives,
+and its backward flow, corrected the same way; near a it trusts the first, near b the second. A body seen in one of them only is
+carried until flow loses it, at most half the way. Nothing is frozen, nothing invented: what cannot be carried is absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from firsttouch.detect import Detections
+from firsttouch.motion import Double, Float, Motion
+from firsttouch.pitch import POINTS, answer_points, steady
+from firsttouch.track import Int, Tracks, camera_across, motions_between, moved_points
+
+Mode = Literal["flow", "linear"]
+
+BRIDGE_FRAMES = 60
+"""A hole without motion at most this long is interpolated; of a longer one only the ends are answered."""
+EXTRAPOLATE_FRAMES = 8
+"""How far a body is carried on its velocity alone, beyond what was decoded."""
+FADE_FRAMES = 25
+"""Carried confidence falls by 1/e over this many frames from the nearest glance that supports it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameAnswer:
+    """What is answered for one frame. ids (N,) int32, class_ids (N,) uint8, confidence (N,) float32, xyxy (N, 4) float32 source
+    pixels, keypoints (32, 3) float32 (x, y, confidence; zeros: not known). how: "detected" where the frame was looked at."""
+
+    frame_number: int
+    pts_seconds: float
+    how: Literal["detected", "carried"]
+    ids: Int
+    class_ids: npt.NDArray[np.uint8]
+    confidence: Float
+    xyxy: Float
+    keypoints: Float
+
+
+def carry(
+    tracks: Tracks,
+    detections: Sequence[Detections],
+    motions: Sequence[Motion],
+    frame_numbers: Sequence[int] | Int,
+    pts_seconds: Sequence[float] | Double,
+    width: int,
+    height: int,
+    mode: Mode = "flow",
+) -> list[FrameAnswer]:
+    """Answers for the wanted frames (rising), looked-at or not; those nothing can be said about have no objects.
+
+    motions: between neighbouring looked-at frames, any may be absent. mode="linear" ignores them (the ruler to compare with).
+    """
+    if mode == "linear":
+        motions = []
+    between = motions_between(detections, motions)
+    wanted = np.asarray(frame_numbers, np.int32)
+    moments = np.asarray(pts_seconds, np.float64)
+    points = _keypoints(detections, motions, between, wanted, width, height)
+    answers = {}
+    for piece in _pieces(tracks, between, wanted, width, height):
+        answers.update(piece.by_frame())
+    looked = set(tracks.frame_numbers.tolist())
+    nothing = _empty()
+    return [
+        FrameAnswer(
+            int(number), float(moment), "detected" if int(number) in looked else "carried", *answers.get(int(number), nothing), points[k]
+        )
+        for k, (number, moment) in enumerate(zip(wanted, moments, strict=True))
+    ]
+
+
+Objects = tuple[Int, npt.NDArray[np.uint8], Float, Float]
+
+
+def _empty() -> Objects:
+    return np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(0, np.float32), np.zeros((0, 4), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Frames (T,) of one stretch and the bodies (P,) in it: xyxy (T, P, 4), confidence (T, P), 0 where absent."""
+
+    frames: Int
+    ids: Int
+    class_ids: npt.NDArray[np.uint8]
+    confidence: Float
+    xyxy: Float
+
+    def by_frame(self) -> dict[int, Objects]:
+        shown = (self.confidence > 0) & np.isfinite(self.xyxy).all(-1)
+        return {
+            int(frame): (self.ids[which], self.class_ids[which], self.confidence[t][which], self.xyxy[t][which])
+            for t, (frame, which) in enumerate(zip(self.frames, shown, strict=True))
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """The bodies (P,) of one stretch: rows of `Tracks` at its two ends, -1 where not there."""
+
+    left: npt.NDArray[np.intp]
+    right: npt.NDArray[np.intp]
+
+
+def _pieces(tracks: Tracks, between: Sequence[Motion | None], wanted: Int, width: int, height: int) -> list[_Piece]:
+    numbers = tracks.frame_numbers
+    pieces = []
+    for look, number in enumerate(numbers):
+        rows = tracks.at(look)
+        here = wanted[wanted == number]
+        boxes = _clipped(tracks.xyxy[rows], width, height)
+        pieces.append(
+            _Piece(here, tracks.id[rows], tracks.class_id[rows], np.tile(tracks.confidence[rows], (len(here), 1)), np.tile(boxes, (len(here), 1, 1)))
+        )
+    for look in range(len(numbers) - 1):
+        frames = wanted[(wanted > numbers[look]) & (wanted < numbers[look + 1])]
+        if len(frames):
+            pieces.append(_stretch(tracks, look, between, frames, width, height))
+    if len(numbers):
+        before, after = wanted[wanted < numbers[0]], wanted[wanted > numbers[-1]]
+        pieces.append(_beyond(tracks, 0, between, before, width, height))
+        pieces.append(_beyond(tracks, len(numbers) - 1, between, after, width, height))
+    return pieces
+
+
+def _joined(tracks: Tracks, look: int) -> _Ends:
+    """Bodies of looked-at frames `look` and `look + 1`, joined by id."""
+    left, right = tracks.at(look), tracks.at(look + 1)
+    ids = np.union1d(tracks.id[left], tracks.id[right])
+    rows = []
+    for side in (left, right):
+        mine = tracks.id[side]
+        place = np.minimum(np.searchsorted(mine, ids), max(len(mine) - 1, 0))
+        rows.append(np.where(mine[place] == ids, place + side.start, -1) if len(mine) else np.full(len(ids), -1))
+    return _Ends(rows[0], rows[1])
+
+
+def _stretch(
+    tracks: Tracks, look: int, between: Sequence[Motion | None], frames: Int, width: int, height: int
+) -> _Piece:
+    """The frames strictly between two looked-at frames."""
+    motion = between[look]
+    first, last = int(tracks.frame_numbers[look]), int(tracks.frame_numbers[look + 1])
+    ends = _joined(tracks, look)
+    both = (ends.left >= 0) & (ends.right >= 0)
+    if motion is not None and motion.cut_after is not None:
+        both[:] = False
+    share = ((frames - first) / (last - first)).astype(np.float32)[:, None, None]
+    start, stop = _boxes_at(tracks, ends.left), _boxes_at(tracks, ends.right)
+    if motion is not None:
+        ahead = _on_frames(motion, _flow(motion.forward, tracks, ends.left), frames)
+        behind = _on_frames(motion, _flow(motion.backward, tracks, ends.right), frames)
+        arrived = _flow(motion.forward, tracks, ends.left)[-1]
+        departed = _flow(motion.backward, tracks, ends.right)[0]
+        xyxy = _blended(share, start, stop, ahead, behind, arrived, departed, both, _ruler(motion, start, stop, frames, share))
+        only_left, only_right = ~both & (ends.left >= 0), ~both & (ends.right >= 0)
+        xyxy[:, only_left] = ahead[:, only_left]
+        xyxy[:, only_right] = behind[:, only_right]
+    else:
+        xyxy = _coasting(tracks, look, between, ends, both, frames, share)
+    since, until = (frames - first)[:, None], (last - frames)[:, None]
+    confidence = _faded(tracks, ends, both, since, until, motion)
+    class_ids = np.where(ends.left >= 0, tracks.class_id[ends.left], tracks.class_id[ends.right])
+    ids = np.where(ends.left >= 0, tracks.id[ends.left], tracks.id[ends.right])
+    return _Piece(frames, ids, class_ids, confidence, _clipped(xyxy, width, height))
+
+
+def _boxes_at(tracks: Tracks, rows: npt.NDArray[np.intp]) -> Float:
+    boxes = np.full((len(rows), 4), np.nan, np.float32)
+    boxes[rows >= 0] = tracks.xyxy[rows[rows >= 0]]
+    return boxes
+
+
+def _flow(carried: Float, tracks: Tracks, rows: npt.NDArray[np.intp]) -> Float:
+    """(M, P, 4) of a motion's boxes for the bodies at one end; NaN for those that were not detected there."""
+    answer = np.full((len(carried), len(rows), 4), np.nan, np.float32)
+    known = np.flatnonzero(rows >= 0)
+    detected = known[tracks.row[rows[known]] >= 0]
+    answer[:, detected] = carried[:, tracks.row[rows[detected]]]
+    return answer
+
+
+def _on_frames(motion: Motion, values: npt.NDArray[np.floating], frames: Int) -> Float:
+    """Values (M, ...) on the decoded frames, interpolated to `frames` (T, ...); not across a cut."""
+    numbers = motion.frame_numbers
+    after = np.clip(np.searchsorted(numbers, frames), 1, len(numbers) - 1)
+    before = after - 1
+    share = ((frames - numbers[before]) / (numbers[after] - numbers[before])).reshape(-1, *[1] * (values.ndim - 1))
+    blended = np.where(share <= 0, values[before], np.where(share >= 1, values[after], (1 - share) * values[before] + share * values[after]))
+    return np.asarray(blended, np.float32)
+
+
+def _ruler(motion: Motion, start: Float, stop: Float, frames: Int, share: Float) -> Float:
+    """Straight lines between the ends, drawn in the world the camera sees: (T, P, 4)."""
+    plain = (1 - share) * start + share * stop
+    camera = camera_across(motion)
+    if camera is None:
+        return plain
+    corners = np.array([(0.0, 0.0)])
+    centre, goal = (start[:, :2] + start[:, 2:]) / 2, (stop[:, :2] + stop[:, 2:]) / 2
+    back = moved_points(np.linalg.inv(camera), goal)
+    path = (1 - share) * centre + share * back
+    moved = np.stack([moved_points(h[None, None], centre[None].repeat(1, 0))[0] for h in motion.camera])
+    del corners, moved
+    cameras = _on_frames(motion, motion.camera.reshape(-1, 9), frames).reshape(-1, 1, 3, 3).astype(np.float64)
+    here = moved_points(cameras, path)
+    half = (plain[..., 2:] - plain[..., :2]) / 2
+    drawn = np.concatenate([here - half, here + half], -1)
+    return np.where(np.isfinite(drawn), drawn, plain).astype(np.float32)
+
+
+def _blended(
+    share: Float, start: Float, stop: Float, ahead: Float, behind: Float, arrived: Float, departed: Float, both: npt.NDArray[np.bool_], ruler: Float
+) -> Float:
+    """Forward and backward flow, each corrected to arrive, weighted by how far it had to be corrected here."""
+    with np.errstate(invalid="ignore"):
+        miss_ahead, miss_behind = stop - arrived, start - departed
+        one, two = ahead + share * miss_ahead, behind + (1 - share) * miss_behind
+        doubt_one = 1.0 + share[..., 0] * np.abs(miss_ahead[:, :2]).sum(-1)
+        doubt_two = 1.0 + (1 - share[..., 0]) * np.abs(miss_behind[:, :2]).sum(-1)
+    weight_one = np.where(np.isfinite(one).all(-1), (1 - share[..., 0]) / doubt_one**2, 0.0)
+    weight_two = np.where(np.isfinite(two).all(-1), share[..., 0] / doubt_two**2, 0.0)
+    total = weight_one + weight_two
+    safe = np.where(total > 0, total, 1.0)
+    mixed = (weight_one / safe)[..., None] * np.nan_to_num(one) + (weight_two / safe)[..., None] * np.nan_to_num(two)
+    return np.where((total > 0)[..., None], mixed, ruler).astype(np.float32)
+
+
+def _coasting(
+    tracks: Tracks, look: int, between: Sequence[Motion | None], ends: _Ends, both: npt.NDArray[np.bool_], frames: Int, share: Float
+) -> Float:
+    """A hole without motion: a cubic between the ends that keeps the velocity measured on either side."""
+    first, last = int(tracks.frame_numbers[look]), int(tracks.frame_numbers[look + 1])
+    start, stop = _boxes_at(tracks, ends.left), _boxes_at(tracks, ends.right)
+    leaving = _velocity(tracks, look, between, ends.left, leaving=True)
+    coming = _velocity(tracks, look + 1, between, ends.right, leaving=False)
+    length = float(last - first)
+    chord = (stop - start) / length
+    v0 = np.where(np.isfinite(leaving), leaving, chord)
+    v1 = np.where(np.isfinite(coming), coming, chord)
+    s = share
+    xyxy = (
+        (2 * s**3 - 3 * s**2 + 1) * start
+        + (s**3 - 2 * s**2 + s) * length * v0
+        + (3 * s**2 - 2 * s**3) * stop
+        + (s**3 - s**2) * length * v1
+    )
+    since, until = (frames - first)[:, None, None], (last - frames)[:, None, None]
+    left_only, right_only = ~both & (ends.left >= 0), ~both & (ends.right >= 0)
+    far = both & (length > BRIDGE_FRAMES)
+    near_left = start + since * np.nan_to_num(leaving)
+    near_right = stop - until * np.nan_to_num(coming)
+    xyxy = np.where((left_only | (far & (share[..., 0] < 0.5)))[..., None], near_left, xyxy)
+    xyxy = np.where((right_only | (far & (share[..., 0] >= 0.5)))[..., None], near_right, xyxy)
+    return np.asarray(xyxy, np.float32)
+
+
+def _velocity(
+    tracks: Tracks, look: int, between: Sequence[Motion | None], rows: npt.NDArray[np.intp], *, leaving: bool
+) -> Float:
+    """(P, 4) pixels a frame of the bodies at a looked-at frame, from the flow on its decoded side; NaN where unknown."""
+    unknown = np.full((len(rows), 4), np.nan, np.float32)
+    neighbour = look - 1 if leaving else look
+    motion = between[neighbour] if 0 <= neighbour < len(between) else None
+    if motion is None:
+        return unknown
+    carried = _flow(motion.backward if leaving else motion.forward, tracks, rows)
+    step = _velocity_step(motion, leaving=leaving)
+    if step is None:
+        return unknown
+    a, b = step
+    velocity = (carried[b] - carried[a]) / (motion.frame_numbers[b] - motion.frame_numbers[a])
+    centre = (velocity[:, :2] + velocity[:, 2:]) / 2
+    return np.concatenate([centre, centre], 1)
+
+
+def _velocity_step(motion: Motion, *, leaving: bool) -> tuple[int, int] | None:
+    """Rows of the motion between which velocity is measured: about six frames next to the looked-at one, on its side of a cut."""
+    numbers = motion.frame_numbers
+    if leaving:
+        a = int(np.searchsorted(numbers, numbers[-1] - 6))
+        b = len(numbers) - 1
+        a = min(a, b - 1)
+        cut = motion.cut_after
+        return (a, b) if cut is None or a > cut else None
+    b = max(1, int(np.searchsorted(numbers, numbers[0] + 6, side="right")) - 1)
+    return (0, b) if motion.cut_after is None or b <= motion.cut_after else None
+
+
+def _faded(
+    tracks: Tracks, ends: _Ends, both: npt.NDArray[np.bool_], since: npt.NDArray[np.integer], until: npt.NDArray[np.integer], motion: Motion | None
+) -> Float:
+    """(T, P) confidence: of the nearer end, fading with the distance; 0 where a body is not carried that far."""
+    left = np.where(ends.left >= 0, tracks.confidence[ends.left], 0.0)
+    right = np.where(ends.right >= 0, tracks.confidence[ends.right], 0.0)
+    length = since + until
+    share = since / length
+    meeting = ((1 - share) * left + share * right) * np.exp(-np.minimum(since, until) / (4 * FADE_FRAMES))
+    reach: npt.NDArray[np.floating] | int = length / 2 if motion is not None else EXTRAPOLATE_FRAMES
+    if motion is not None and motion.cut_after is not None:
+        reach = length
+    only_left = np.where(since <= reach, left * np.exp(-since / FADE_FRAMES), 0.0)
+    only_right = np.where(until <= reach, right * np.exp(-until / FADE_FRAMES), 0.0)
+    alone = np.where(ends.left >= 0, only_left, only_right)
+    joined = both & ((length <= BRIDGE_FRAMES) | (motion is not None) | (np.minimum(since, until) <= EXTRAPOLATE_FRAMES))
+    return np.where(joined, meeting, np.where(both, 0.0, alone)).astype(np.float32)
+
+
+def _beyond(
+    tracks: Tracks, look: int, between: Sequence[Motion | None], frames: Int, width: int, height: int
+) -> _Piece:
+    """Before the first or after the last looked-at frame: a few frames on the velocity last measured."""
+    number = int(tracks.frame_numbers[look])
+    frames = frames[np.abs(frames - number) <= EXTRAPOLATE_FRAMES]
+    rows = np.arange(tracks.at(look).start, tracks.at(look).stop)
+    leaving = look > 0 or len(tracks.frame_numbers) == 1
+    velocity = np.nan_to_num(_velocity(tracks, look, between, rows, leaving=leaving))
+    elapsed = (frames - number)[:, None, None]
+    xyxy = tracks.xyxy[rows] + elapsed * velocity
+    confidence = tracks.confidence[rows] * np.exp(-np.abs(elapsed[..., 0]) / FADE_FRAMES)
+    return _Piece(frames, tracks.id[rows], tracks.class_id[rows], confidence.astype(np.float32), _clipped(xyxy, width, height))
+
+
+def _clipped(xyxy: Float, width: int, height: int) -> Float:
+    """Boxes cut at the picture's edge; NaN where less than a third of one is left."""
+    limit = np.array([width, height, width, height], np.float32)
+    inside = np.clip(xyxy, 0, limit)
+    area = (xyxy[..., 2] - xyxy[..., 0]) * (xyxy[..., 3] - xyxy[..., 1])
+    left = (inside[..., 2] - inside[..., 0]) * (inside[..., 3] - inside[..., 1])
+    return np.where((left > area / 3)[..., None], inside, np.nan).astype(np.float32)
+
+
+def _keypoints(
+    detections: Sequence[Detections], motions: Sequence[Motion], between: Sequence[Motion | None], wanted: Int, width: int, height: int
+) -> Float:
+    """(F, 32, 3) for the wanted frames, from the views of the looked-at frames around each."""
+    answer = np.zeros((len(wanted), 32, 3), np.float32)
+    if not any(d.keypoints[:, 2].any() for d in detections):
+        return answer
+    views = steady(detections, motions, width, height)
+    numbers = np.array([d.frame_number for d in detections])
+    for look, view in enumerate(views):
+        here = np.flatnonzero(wanted == numbers[look])
+        if view is not None and len(here):
+            answer[here] = view.keypoints(width, height)
+    for look, motion in enumerate(between):
+        inside = np.flatnonzero((wanted > numbers[look]) & (wanted < numbers[look + 1]))
+        if not len(inside):
+            continue
+        frames = wanted[inside]
+        share = ((frames - numbers[look]) / (numbers[look + 1] - numbers[look]))[:, None]
+        one = _carried_view(views[look], motion, frames, behind=False)
+        two = _carried_view(views[look + 1], motion, frames, behind=True)
+        answer[inside] = _blended_points(one, two, share, width, height)
+    return answer
+
+
+Points = tuple[Double, Float, Double]
+
+
+def _carried_view(view: object, motion: Motion | None, frames: Int, *, behind: bool) -> Points | None:
+    """Points (T, 32, 2), confidence seen (32,), uncertainty (32,) of one end's view on the frames between; NaN where unknown."""
+    from firsttouch.pitch import PitchView
+
+    if not isinstance(view, PitchView) or motion is None:
+        return None
+    camera = motion.camera.copy()
+    cut = motion.cut_after
+    if cut is None:
+        if behind:
+            across = camera_across(motion)
+            if across is None:
+                return None
+            camera = camera @ np.linalg.inv(across)
+    elif behind:
+        camera[: cut + 1] = np.nan
+    else:
+        camera[cut + 1 :] = np.nan
+    camera = camera @ view.homography
+    points = moved_points(camera[:, None], POINTS[None])
+    return _on_frames(motion, points, frames).astype(np.float64), view.seen, view.uncertainty
+
+
+def _blended_points(one: Points | None, two: Points | None, share: Double, width: int, height: int) -> Float:
+    known = [p for p in (one, two) if p is not None]
+    if not known:
+        return np.zeros((len(share), 32, 3), np.float32)
+    weights = [w for p, w in ((one, 1 - share), (two, share)) if p is not None]
+    weight = np.stack([np.where(np.isfinite(p[0]).all(-1), w, 0.0) for p, w in zip(known, weights, strict=True)])
+    total = weight.sum(0)
+    weight = weight / np.where(total > 0, total, 1.0)
+    points = sum(w[..., None] * np.nan_to_num(p[0]) for p, w in zip(known, weight, strict=True))
+    seen = sum(w * p[1] for p, w in zip(known, weight, strict=True))
+    uncertainty = np.min([np.where(w > 0, p[2], np.inf) for p, w in zip(known, weight, strict=True)], axis=0)
+    points = np.where((total > 0)[..., None], points, -1.0)
+    return answer_points(np.asarray(points), np.asarray(seen, np.float32), uncertainty, width, height)

@@ -1,0 +1,396 @@
+"""Identities over the whole clip: which detections of the looked-at frames are one body, what class it is, where the one ball is.
+
+Matching follows ByteTrack's idea: sure detections first, then weak ones for the tracks still without one. A maintained ByteTrack
+library cannot be used: it predicts with its own frame-to-frame Kalman filter, while our looked-at frames lie some 16 frames apart
+and the prediction comes from optical flow (`Motion`). Where no motion is at hand (every frame looked at, or a hole in the fetch)
+the prediction is the track's own velocity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from firsttouch.detect import Detections
+from firsttouch.motion import Double, Float, Motion, box_distance
+
+Int = npt.NDArray[np.int32]
+
+SURE = 0.4
+"""Detections at least this confident start tracks; weaker ones only continue them."""
+FORGET_FRAMES = 40
+"""A track not seen for longer is over (1.6 s at 25 frames a second)."""
+BALL_ID = 0
+"""There is one ball, so it has one identity."""
+BODY_METRES = 1.8
+BALL_METRES_PER_FRAME = 1.2
+"""30 m/s at 25 frames a second: a hard shot."""
+BALL_MEMORY_FRAMES = 50
+BALL_FLOOR = 0.12
+"""Ball confidence that counts neither for nor against a place on the path."""
+BALL_RESTART = 2.0
+"""What it costs the path to take up the ball anew, in units of log confidence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tracks:
+    """Who is where in the looked-at frames: columns of equal length, one row per body and looked-at frame, by look, then id.
+
+    frame_numbers: (S,) int32, the looked-at frames. look: (R,) int32 index into them. id: (R,) int32.
+    row: (R,) int32 row of the detection, -1 where the track was carried through a frame in which it was not detected.
+    class_id: (R,) uint8, voted. confidence: (R,) float32. xyxy: (R, 4) float32 source pixels.
+    """
+
+    frame_numbers: Int
+    look: Int
+    id: Int
+    row: Int
+    class_id: npt.NDArray[np.uint8]
+    confidence: Float
+    xyxy: Float
+
+    def at(self, look: int) -> slice:
+        """The rows of one looked-at frame."""
+        start, stop = np.searchsorted(self.look, (look, look + 1))
+        return slice(int(start), int(stop))
+
+
+def link(
+    detections: Sequence[Detections], motions: Sequence[Motion], *, tracking: bool = True, sure: float = SURE
+) -> Tracks:
+    """Identities of all detections; `detections` by rising frame number, `motions` between neighbours of them (any may be absent).
+
+    tracking=False skips association over the clip and the votes: a body keeps its id only while flow itself hands it on.
+    """
+    between = motions_between(detections, motions)
+    numbers = np.array([d.frame_number for d in detections], np.int32)
+    ids = _associate(detections, between, sure) if tracking else _handed_on(detections, between, sure)
+    rows = _rows(detections, ids)
+    if tracking:
+        rows = _voted(rows, detections)
+        rows = _bridged(rows, numbers, between)
+        rows = rows + _ball_path(detections, between, numbers)
+    return _columns(numbers, rows)
+
+
+def motions_between(detections: Sequence[Detections], motions: Sequence[Motion]) -> list[Motion | None]:
+    """(S - 1) motions, entry i from detections[i] to detections[i + 1]; None where there is none."""
+    known = {(m.first, m.last): m for m in motions}
+    return [
+        known.get((a.frame_number, b.frame_number)) for a, b in zip(detections[:-1], detections[1:], strict=True)
+    ]
+
+
+def camera_across(motion: Motion | None) -> Double | None:
+    """Homography from the first to the last frame; None without motion, behind a cut, or where it was not found."""
+    if motion is None or motion.cut_after is not None or not np.isfinite(motion.camera[-1]).all():
+        return None
+    return motion.camera[-1]
+
+
+def moved_boxes(homography: Double, boxes: Float) -> Float:
+    """Boxes (N, 4) whose centres go through a homography; width and height stay."""
+    centre = moved_points(homography, (boxes[:, :2] + boxes[:, 2:]) / 2)
+    half = (boxes[:, 2:] - boxes[:, :2]) / 2
+    return np.concatenate([centre - half, centre + half], 1).astype(np.float32)
+
+
+def moved_points(homography: Double, points: npt.NDArray[np.floating]) -> Double:
+    """Points (..., 2) through homographies (..., 3, 3)."""
+    x, y = points[..., 0], points[..., 1]
+    h = homography
+    w = h[..., 2, 0] * x + h[..., 2, 1] * y + h[..., 2, 2]
+    w = np.where(np.abs(w) < 1e-9, np.nan, w)
+    u = (h[..., 0, 0] * x + h[..., 0, 1] * y + h[..., 0, 2]) / w
+    v = (h[..., 1, 0] * x + h[..., 1, 1] * y + h[..., 1, 2]) / w
+    return np.asarray(np.stack([u, v], -1), np.float64)
+
+
+@dataclass(slots=True)
+class _Row:
+    look: int
+    id: int
+    row: int
+    class_id: int
+    confidence: float
+    xyxy: Float
+
+
+class _Live:
+    """The tracks that may still be continued, as columns."""
+
+    def __init__(self) -> None:
+        self.id = np.zeros(0, np.int32)
+        self.box = np.zeros((0, 4), np.float32)
+        self.velocity = np.zeros((0, 2), np.float32)
+        self.seen = np.zeros(0, np.int32)
+        self.row = np.zeros(0, np.int32)
+        self.scores = np.zeros((0, 4), np.float32)
+
+    def keep(self, which: npt.NDArray[np.bool_]) -> None:
+        for name in ("id", "box", "velocity", "seen", "row", "scores"):
+            setattr(self, name, getattr(self, name)[which])
+
+    def add(self, ids: Int, boxes: Float, seen: int, rows: Int, scores: Float) -> None:
+        self.id = np.concatenate([self.id, ids])
+        self.box = np.concatenate([self.box, boxes])
+        self.velocity = np.concatenate([self.velocity, np.zeros((len(ids), 2), np.float32)])
+        self.seen = np.concatenate([self.seen, np.full(len(ids), seen, np.int32)])
+        self.row = np.concatenate([self.row, rows])
+        self.scores = np.concatenate([self.scores, scores])
+
+
+def _associate(detections: Sequence[Detections], between: Sequence[Motion | None], sure: float) -> list[Int]:
+    """Ids (N,) of the people in each frame's detections; -1: not taken (ball, or weak and alone)."""
+    live, following, answer = _Live(), 1, []
+    for look, detection in enumerate(detections):
+        ids = np.full(len(detection), -1, np.int32)
+        people = np.flatnonzero(detection.class_id != 0)
+        boxes, scores = detection.xyxy[people], detection.class_scores[people]
+        confidence = detection.confidence[people]
+        number = detection.frame_number
+        if look:
+            motion = between[look - 1]
+            tolerance = _predict(live, motion, detections[look - 1].frame_number, number)
+            taken = _match(live, tolerance, boxes, scores, confidence, sure)
+            _continue(live, taken, boxes, scores, people, number, motion)
+            ids[people[taken >= 0]] = live.id[taken[taken >= 0]]
+        new = np.flatnonzero((ids[people] < 0) & (confidence >= sure))
+        fresh = np.arange(following, following + len(new), dtype=np.int32)
+        following += len(new)
+        live.add(fresh, boxes[new], number, people[new].astype(np.int32), scores[new])
+        ids[people[new]] = fresh
+        answer.append(ids)
+    return answer
+
+
+def _predict(live: _Live, motion: Motion | None, before: int, now: int) -> Float:
+    """Move every live track to `now`; give back how far each may be wrong, in body heights."""
+    elapsed = now - before
+    if motion is not None and motion.cut_after is not None:
+        live.keep(np.zeros(len(live.id), bool))
+        return np.zeros(0, np.float32)
+    live.keep(now - live.seen <= FORGET_FRAMES)
+    silent = (now - live.seen).astype(np.float32)
+    step = live.velocity * elapsed
+    drift = live.box + np.concatenate([step, step], 1)
+    camera = camera_across(motion)
+    if camera is not None and len(live.id):
+        drift = moved_boxes(camera, drift)
+    tolerance = 0.5 + 0.06 * np.minimum(silent, 25) if camera is not None else 0.5 + 0.1 * np.minimum(silent, 25)
+    if motion is not None:
+        fresh = np.flatnonzero(live.seen == before)
+        carried = motion.forward[-1][live.row[fresh]]
+        held = np.isfinite(carried).all(1)
+        drift[fresh[held]] = carried[held]
+        tolerance[fresh[held]] = 0.6
+    live.box = drift.astype(np.float32)
+    return np.asarray(tolerance, np.float32)
+
+
+def _match(live: _Live, tolerance: Float, boxes: Float, scores: Float, confidence: Float, sure: float) -> Int:
+    """For every detection the index of the live track it continues, or -1: sure detections first, then weak ones."""
+    taken = np.full(len(boxes), -1, np.int32)
+    if not len(boxes) or not len(live.id):
+        return taken
+    cost = box_distance(live.box, boxes)
+    height = np.maximum(live.box[:, 3] - live.box[:, 1], 1)
+    cost = cost + 0.3 * np.abs(np.log(np.maximum(boxes[:, 3] - boxes[:, 1], 1)[None] / height[:, None]))
+    cost = np.where(cost <= tolerance[:, None], cost, np.inf)
+    mine = live.scores / np.maximum(np.linalg.norm(live.scores, axis=1, keepdims=True), 1e-6)
+    theirs = scores / np.maximum(np.linalg.norm(scores, axis=1, keepdims=True), 1e-6)
+    cost = cost + 0.3 * (1 - mine @ theirs.T) + 0.01 * tolerance[:, None]
+    for wanted in (confidence >= sure, confidence < sure):
+        free = np.setdiff1d(np.arange(len(live.id)), taken)
+        columns = np.flatnonzero(wanted)
+        part = np.where(np.isfinite(cost[np.ix_(free, columns)]), cost[np.ix_(free, columns)], 1e3)
+        if part.size:
+            rows, chosen = linear_sum_assignment(part)
+            good = part[rows, chosen] < 1e3
+            taken[columns[chosen[good]]] = free[rows[good]]
+    return taken
+
+
+def _continue(
+    live: _Live, taken: Int, boxes: Float, scores: Float, people: npt.NDArray[np.intp], number: int, motion: Motion | None
+) -> None:
+    """Put the matched detections into their tracks. Without motion the velocity is learned from the surprise."""
+    which = np.flatnonzero(taken >= 0)
+    tracks = taken[which]
+    surprise = (boxes[which, :2] + boxes[which, 2:] - live.box[tracks, :2] - live.box[tracks, 2:]) / 2
+    silent = np.maximum(number - live.seen[tracks], 1)[:, None]
+    if motion is None:
+        live.velocity[tracks] += 0.4 * surprise / silent
+    live.box[tracks] = boxes[which]
+    live.seen[tracks] = number
+    live.row[tracks] = people[which]
+    live.scores[tracks] = 0.9 * live.scores[tracks] + scores[which]
+
+
+def _handed_on(detections: Sequence[Detections], between: Sequence[Motion | None], sure: float) -> list[Int]:
+    """Ids that flow itself hands from frame to frame; everything else is new."""
+    answer: list[Int] = []
+    following = 1
+    for look, detection in enumerate(detections):
+        ids = np.full(len(detection), -1, np.int32)
+        motion = between[look - 1] if look else None
+        if motion is not None and len(motion.pairs):
+            ids[motion.pairs[:, 1]] = answer[-1][motion.pairs[:, 0]]
+        new = np.flatnonzero((ids < 0) & (detection.confidence >= sure))
+        ids[new] = np.arange(following, following + len(new))
+        following += len(new)
+        ball = np.flatnonzero(detection.class_id == 0)
+        ids[ball] = -1
+        if len(ball) and detection.confidence[ball].max() >= sure:
+            ids[ball[detection.confidence[ball].argmax()]] = BALL_ID
+        answer.append(ids)
+    return answer
+
+
+def _rows(detections: Sequence[Detections], ids: Sequence[Int]) -> list[_Row]:
+    rows = []
+    for look, (detection, mine) in enumerate(zip(detections, ids, strict=True)):
+        classes, confidence = detection.class_id, detection.confidence
+        for row in np.flatnonzero(mine >= 0):
+            rows.append(
+                _Row(look, int(mine[row]), int(row), int(classes[row]), float(confidence[row]), detection.xyxy[row])
+            )
+    return rows
+
+
+def _voted(rows: list[_Row], detections: Sequence[Detections]) -> list[_Row]:
+    """Goalkeeper, player or referee: the sum of the scores over the whole track decides."""
+    votes: dict[int, Float] = {}
+    for row in rows:
+        votes[row.id] = votes.get(row.id, np.zeros(4, np.float32)) + detections[row.look].class_scores[row.row]
+    winner = {id_: 1 + int(vote[1:].argmax()) for id_, vote in votes.items()}
+    for row in rows:
+        row.class_id = winner[row.id]
+    return rows
+
+
+def _bridged(rows: list[_Row], numbers: Int, between: Sequence[Motion | None]) -> list[_Row]:
+    """Fill short losses: a track missing in a looked-at frame, seen before and after, gets a row there (row -1)."""
+    by_id: dict[int, list[_Row]] = {}
+    for row in rows:
+        by_id.setdefault(row.id, []).append(row)
+    filled = list(rows)
+    for mine in by_id.values():
+        for before, after in zip(mine[:-1], mine[1:], strict=True):
+            for look in range(before.look + 1, after.look):
+                share = (numbers[look] - numbers[before.look]) / (numbers[after.look] - numbers[before.look])
+                left = _seen_from_before(before, look, between)
+                right = _seen_from_after(after, look, between)
+                box = ((1 - share) * left + share * right).astype(np.float32)
+                confidence = 0.8 * min(before.confidence, after.confidence)
+                filled.append(_Row(look, before.id, -1, before.class_id, confidence, box))
+    return filled
+
+
+def _seen_from_before(row: _Row, look: int, between: Sequence[Motion | None]) -> Float:
+    box = row.xyxy
+    for step in range(row.look, look):
+        motion, camera = between[step], camera_across(between[step])
+        carried = motion.forward[-1][row.row] if motion is not None and step == row.look and row.row >= 0 else None
+        if carried is not None and np.isfinite(carried).all():
+            box = carried
+        elif camera is not None:
+            box = moved_boxes(camera, box[None])[0]
+    return box
+
+
+def _seen_from_after(row: _Row, look: int, between: Sequence[Motion | None]) -> Float:
+    box = row.xyxy
+    for step in range(row.look - 1, look - 1, -1):
+        motion, camera = between[step], camera_across(between[step])
+        carried = motion.backward[0][row.row] if motion is not None and step == row.look - 1 and row.row >= 0 else None
+        if carried is not None and np.isfinite(carried).all():
+            box = carried
+        elif camera is not None:
+            box = moved_boxes(np.linalg.inv(camera), box[None])[0]
+    return box
+
+
+def _ball_path(detections: Sequence[Detections], between: Sequence[Motion | None], numbers: Int) -> list[_Row]:
+    """The best path over all ball candidates (Viterbi): confident places, reachable at a ball's speed, losses allowed."""
+    candidates = [np.flatnonzero(d.class_id == 0) for d in detections]
+    people = [d.xyxy[d.class_id != 0] for d in detections]
+    heights = np.concatenate([p[:, 3] - p[:, 1] for p in people]) if people else np.zeros(0)
+    pixels_per_metre = (float(np.median(heights)) if len(heights) else 45.0) / BODY_METRES
+    reach = BALL_METRES_PER_FRAME * pixels_per_metre
+    best: list[Double] = []
+    came_from: list[list[tuple[int, int] | None]] = []
+    peak, peak_at = 0.0, None
+    for look, mine in enumerate(candidates):
+        confidence = detections[look].class_scores[mine, 0].astype(np.float64)
+        score = np.full(len(mine), max(peak - BALL_RESTART, 0.0) if peak_at else 0.0)
+        origin: list[tuple[int, int] | None] = [peak_at if score[0] > 0 else None] * len(mine) if len(mine) else []
+        where = _centres(detections[look].xyxy[mine])
+        chain: Double | None = np.eye(3)
+        for earlier in range(look - 1, -1, -1):
+            elapsed = int(numbers[look] - numbers[earlier])
+            if elapsed > BALL_MEMORY_FRAMES or not len(mine):
+                break
+            motion = between[earlier]
+            if motion is not None and motion.cut_after is not None:
+                break
+            camera = camera_across(motion)
+            chain = chain @ camera if chain is not None and camera is not None else None
+            if not len(candidates[earlier]):
+                continue
+            start = _centres(detections[earlier].xyxy[candidates[earlier]])
+            moved = start if chain is None else moved_points(chain, start)
+            gap = np.linalg.norm(moved[:, None] - where[None], axis=-1)
+            allowed = reach * elapsed * (1.0 if chain is not None else 2.0) + 0.3 * pixels_per_metre
+            step = best[earlier][:, None] - 2.0 * (gap / allowed) ** 2 - 0.02 * elapsed
+            step = np.where(gap <= allowed, step, -np.inf)
+            winner = step.argmax(0)
+            value = step[winner, np.arange(len(mine))]
+            for k in np.flatnonzero(value > score):
+                score[k], origin[k] = value[k], (earlier, int(winner[k]))
+        best.append(score + np.log(np.maximum(confidence, 1e-3) / BALL_FLOOR))
+        came_from.append(origin)
+        if len(mine) and best[-1].max() > peak:
+            peak, peak_at = float(best[-1].max()), (look, int(best[-1].argmax()))
+    path = []
+    while peak_at is not None:
+        path.append(peak_at)
+        peak_at = came_from[peak_at[0]][peak_at[1]]
+    rows = []
+    for look, k in reversed(path):
+        row = int(candidates[look][k])
+        confidence = float(detections[look].class_scores[row, 0])
+        rows.append(_Row(look, BALL_ID, row, 0, confidence, detections[look].xyxy[row]))
+    return _ball_bridged(rows, numbers, between)
+
+
+def _ball_bridged(rows: list[_Row], numbers: Int, between: Sequence[Motion | None]) -> list[_Row]:
+    """Short losses of the ball are filled, long ones stay losses."""
+    pieces: list[list[_Row]] = []
+    for row in rows:
+        if pieces and numbers[row.look] - numbers[pieces[-1][-1].look] <= FORGET_FRAMES:
+            pieces[-1].append(row)
+        else:
+            pieces.append([row])
+    return [row for piece in pieces for row in _bridged(piece, numbers, between)]
+
+
+def _centres(boxes: Float) -> Double:
+    return ((boxes[:, :2] + boxes[:, 2:]) / 2).astype(np.float64)
+
+
+def _columns(numbers: Int, rows: list[_Row]) -> Tracks:
+    rows = sorted(rows, key=lambda r: (r.look, r.id))
+    return Tracks(
+        frame_numbers=numbers,
+        look=np.array([r.look for r in rows], np.int32),
+        id=np.array([r.id for r in rows], np.int32),
+        row=np.array([r.row for r in rows], np.int32),
+        class_id=np.array([r.class_id for r in rows], np.uint8),
+        confidence=np.array([r.confidence for r in rows], np.float32),
+        xyxy=np.array([r.xyxy for r in rows], np.float32).reshape(-1, 4),
+    )
