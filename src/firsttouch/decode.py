@@ -1,0 +1,334 @@
+"""Samples to pictures: GOPs side by side, each in its own decoder fed by row, and streams in order.
+
+A picture is three 8-bit planes (4:2:0, limited range), seen in place in the decoder's memory. Frames are
+numbered through the row their packet came from, which travels through the decoder as its pts: no timestamp
+is compared.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, VideoReformatter
+
+from firsttouch.clock import Deadline
+from firsttouch.errors import DecodeFailed, FirsttouchError, NotAVideo
+from firsttouch.index import Index
+from firsttouch.ranges import ByteRange
+from firsttouch.sparse import SparseBytes
+
+Plane = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 8192 * 4352
+"""8K. The decoder refuses larger pictures before it allocates them, whatever the container said."""
+GREY_WIDTH = 640
+"""Longer side that flow works at: half of 720p."""
+
+
+def grey_factor(width: int, height: int) -> int:
+    """The whole number by which `Frame.grey` divides: 2 for 720p, 3 for 1080p, 1 for 848x478."""
+    return max(1, round(max(width, height) / GREY_WIDTH))
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One decoded picture. The planes are views of the decoder's memory: drop the frame to give it back."""
+
+    frame_number: int
+    pts: int
+    row: int
+    """The sample's row in the index; the frame number in stream mode."""
+    picture: VideoFrame
+    rotation: int = 0
+
+    @property
+    def y(self) -> Plane:
+        """Luma, (H, W) uint8; rows may be further apart than W bytes."""
+        return self._plane(0, self.picture.width, self.picture.height)
+
+    @property
+    def u(self) -> Plane:
+        """Blue difference, (ceil(H / 2), ceil(W / 2)) uint8."""
+        return self._plane(1, (self.picture.width + 1) // 2, (self.picture.height + 1) // 2)
+
+    @property
+    def v(self) -> Plane:
+        """Red difference, as `u`."""
+        return self._plane(2, (self.picture.width + 1) // 2, (self.picture.height + 1) // 2)
+
+    def grey(self) -> Plane:
+        """Luma for flow, a copy: (H // k, W // k) uint8, each pixel the mean of k x k, k = `grey_factor`."""
+        y = self.y
+        height, width = y.shape
+        factor = grey_factor(width, height)
+        if factor == 1:
+            return y.copy()
+        small = (width // factor, height // factor)
+        whole = y[: small[1] * factor, : small[0] * factor]
+        return np.asarray(cv2.resize(whole, small, interpolation=cv2.INTER_AREA), np.uint8)
+
+    def _plane(self, index: int, width: int, height: int) -> Plane:
+        plane = self.picture.planes[index]
+        flat = np.frombuffer(plane, np.uint8)  # type: ignore[call-overload]
+        view = flat.reshape(height, plane.line_size)[:, :width]
+        if self.rotation:
+            return np.ascontiguousarray(np.rot90(view, -self.rotation // 90))
+        return view  # type: ignore[no-any-return]
+
+
+class GopDecoder:
+    """Decodes one run of rows that starts at a key frame, in this thread only.
+
+    Rows shown before the first key frame but stored after it (open GOP) need the GOP before: they are left
+    out. A run that ends with such rows of the next key frame (`Index.gop_rows`) gives them, but not that key
+    frame, which the decoder of the next GOP gives: so GOPs side by side give every frame once.
+
+    skip_nonref leaves out frames no other needs; skip_loop_filter leaves out deblocking (pictures differ).
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        read: Callable[[ByteRange], bytes],
+        rows: Sequence[int],
+        *,
+        skip_nonref: bool = False,
+        skip_loop_filter: bool = False,
+    ) -> None:
+        if not rows or not index.is_keyframe[rows[0]]:
+            raise ValueError(f"a run of rows must start at a key frame, got {rows}")
+        self.errors = 0
+        self._index, self._read = index, read
+        self._rows, self._last_key = _feedable(index, rows)
+        self._at = 0
+        self._skip_nonref = skip_nonref
+        self._ready: deque[Frame] = deque()
+        self._convert = _Converter()
+        self._context: VideoCodecContext | None = _open_decoder(index, skip_nonref, skip_loop_filter)
+
+    @property
+    def next_row(self) -> int | None:
+        """The row whose bytes are needed next; None when all were fed."""
+        return self._rows[self._at] if self._at < len(self._rows) else None
+
+    @property
+    def finished(self) -> bool:
+        """Everything was fed, flushed and handed out."""
+        return self._context is None and not self._ready
+
+    def frames(self, until_row: int | None = None) -> Iterator[Frame]:
+        """Feed rows before `until_row` (None: all, then flush); frames in display order, as they come."""
+        while True:
+            while self._ready:
+                yield self._ready.popleft()
+            if self._context is None:
+                return
+            if self._at == len(self._rows):
+                self._take(None)
+                self._context = None
+            elif until_row is None or self._rows[self._at] < until_row:
+                self._feed(self._rows[self._at])
+            else:
+                return
+
+    def close(self) -> None:
+        """Give the decoder's memory back; frames handed out stay valid."""
+        self._context = None
+        self._ready.clear()
+
+    def _feed(self, row: int) -> None:
+        data = self._read(self._index.byte_range(row))
+        self._at += 1
+        if self._skip_nonref and not is_reference(data, self._index.codec, self._index.extradata):
+            return
+        packet = av.Packet(len(data))
+        packet.update(data)
+        packet.pts = packet.dts = row
+        self._take(packet)
+
+    def _take(self, packet: av.Packet | None) -> None:  # type: ignore[type-arg]
+        assert self._context is not None
+        try:
+            pictures = self._context.decode(packet)
+        except av.EOFError:
+            return
+        except av.FFmpegError:
+            # As every player: a damaged sample is left out and the next ones are tried.
+            self.errors += 1
+            return
+        for picture in pictures:
+            row = picture.pts
+            if row is None or row == self._last_key:
+                continue
+            number = int(self._index.frame_number[row])
+            if number >= 0:
+                shown = self._convert(picture)
+                self._ready.append(Frame(number, int(self._index.pts[row]), row, shown, self._index.rotation))
+
+
+def is_reference(data: bytes, codec: str, extradata: bytes) -> bool:
+    """Whether other frames may need this sample, from the first slice's header; True where we cannot tell.
+
+    H.264: nal_ref_idc (7.3.1). HEVC: an even nal_unit_type below 16 is a sub-layer non-reference picture
+    (7.4.2.2), safe to leave out of the highest temporal sub-layer: x265 and others mark only leaves so.
+    """
+    length_size = _length_size(codec, extradata)
+    if length_size == 0:
+        return True
+    at = 0
+    while at + length_size < len(data):
+        size = int.from_bytes(data[at : at + length_size], "big")
+        header = data[at + length_size]
+        if codec == "h264" and header & 0x1F in (1, 5):
+            return header & 0x60 != 0
+        if codec == "hevc" and header >> 1 & 0x3F < 32:
+            kind = header >> 1 & 0x3F
+            return kind >= 16 or kind % 2 == 1
+        at += length_size + size
+    return True
+
+
+def _length_size(codec: str, extradata: bytes) -> int:
+    """Bytes of the length before each NAL unit (avcC, hvcC); 0 for start codes and other codecs."""
+    if codec == "h264" and len(extradata) > 6 and extradata[0] == 1:
+        return (extradata[4] & 3) + 1
+    if codec == "hevc" and len(extradata) > 22 and extradata[0] == 1:
+        return (extradata[21] & 3) + 1
+    return 0
+
+
+def _feedable(index: Index, rows: Sequence[int]) -> tuple[list[int], int]:
+    """The rows this run can decode, and the key frame that is decoded but left to the next run (-1: none)."""
+    chosen = np.asarray(rows, np.int64)
+    gops = index.gop_of_row[chosen]
+    kept = chosen[gops >= chosen[0]]
+    keys = kept[index.is_keyframe[kept]]
+    after = kept[kept > keys[-1]]
+    only_leading = keys.size > 1 and after.size > 0 and bool((index.gop_of_row[after] < keys[-1]).all())
+    return kept.tolist(), int(keys[-1]) if only_leading else -1
+
+
+def _open_decoder(index: Index, skip_nonref: bool, skip_loop_filter: bool) -> VideoCodecContext:
+    options = {"max_pixels": str(MAX_PIXELS)}
+    if skip_loop_filter:
+        options["skip_loop_filter"] = "all"
+    if skip_nonref:
+        options["skip_frame"] = "noref"
+    try:
+        context = av.CodecContext.create(index.codec, "r")
+        assert isinstance(context, VideoCodecContext)
+        context.extradata = index.extradata or None
+        context.thread_count = 1
+        context.options = options
+        context.open()
+    except (av.FFmpegError, ValueError) as exc:
+        raise DecodeFailed(f"no decoder for {index.codec}: {exc}") from exc
+    # Without this the H.264 decoder guesses the delay and lets early frames out of order.
+    context.reorder_depth = max(context.reorder_depth, index.reorder_depth)
+    return context
+
+
+class _Converter:
+    """Turns what a decoder gives into 8-bit 4:2:0 of limited range; what is so already passes untouched."""
+
+    def __init__(self) -> None:
+        self._reformatter: VideoReformatter | None = None
+
+    def __call__(self, picture: VideoFrame) -> VideoFrame:
+        if picture.format.name == "yuv420p" and picture.color_range != ColorRange.JPEG:
+            return picture
+        if self._reformatter is None:
+            self._reformatter = VideoReformatter()
+        return self._reformatter.reformat(
+            picture, format="yuv420p", dst_color_range=ColorRange.MPEG, threads=1
+        )
+
+
+class StreamDecoder:
+    """A container without an index at hand, decoded in order from its start. Blocks its thread for bytes.
+
+    Raises NotAVideo, DecodeFailed, and what stopped the bytes (DeadlineExceeded, SourceError).
+    """
+
+    def __init__(self, sparse: SparseBytes, deadline: Deadline | None = None) -> None:
+        try:
+            self._container = av.open(
+                sparse.file(deadline or Deadline.after(None)),
+                mode="r",
+                metadata_errors="ignore",
+                options={"max_pixels": str(MAX_PIXELS), "max_streams": "64", "enable_drefs": "0"},
+            )
+        except FirsttouchError:
+            raise
+        except (av.FFmpegError, ValueError) as exc:
+            raise NotAVideo(f"no container that FFmpeg knows: {exc}") from exc
+        if not self._container.streams.video:
+            self._container.close()
+            raise NotAVideo("the file has no video track")
+        self._stream = self._container.streams.video[0]
+        self._stream.codec_context.thread_count = 1
+        context = self._stream.codec_context
+        self.codec: str = context.name
+        self.width: int = context.width
+        self.height: int = context.height
+        self.rotation = 0
+        self.time_base: Fraction = self._stream.time_base or Fraction(1, 1000)
+        self.frames_per_second = float(self._stream.average_rate or self._stream.guessed_rate or 25)
+        ticks = self._stream.duration
+        self.duration_seconds: float | None = float(ticks * self.time_base) if ticks else None
+        self.container: str = self._container.format.name
+
+    def frames(self) -> Iterator[Frame]:
+        """Every frame in display order, numbered as OpenCV counts: one for each picture the decoder gives."""
+        convert = _Converter()
+        number = 0
+        for picture in self._pictures():
+            rotation = -picture.rotation % 360
+            if number == 0:
+                self._turn(rotation)
+            yield Frame(number, picture.pts or 0, number, convert(picture), rotation)
+            number += 1
+        if number == 0:
+            raise DecodeFailed("the decoder made no frame of it")
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _turn(self, rotation: int) -> None:
+        self.rotation = rotation if rotation in (90, 180, 270) else 0
+        if self.rotation in (90, 270):
+            self.width, self.height = self.height, self.width
+
+    def _pictures(self) -> Iterator[VideoFrame]:
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except FirsttouchError:
+                raise
+            except av.FFmpegError as exc:
+                raise DecodeFailed(f"the container is damaged: {exc}") from exc
+            try:
+                yield from packet.decode()
+            except av.FFmpegError:
+                continue
+
+
+def decode_stream(sparse: SparseBytes, deadline: Deadline | None = None) -> Iterator[Frame]:
+    """All frames of a stream, decoded in order; see StreamDecoder."""
+    stream = StreamDecoder(sparse, deadline)
+    try:
+        yield from stream.frames()
+    finally:
+        stream.close()
