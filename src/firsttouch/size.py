@@ -1,9 +1,9 @@
 """How many megabytes of a clip's start a stride and a budget need: the guide's formula put right.
 
 The guide divides the frames it needs by 30 to get seconds of video. That holds only for consecutive frames:
-those looked at lie `stride` apart, so they span `stride` times as much video. Its "safe defaults" (2, 3, 4 MB)
-are its own figure rounded to a whole megabyte, plus one; they reach 8, 20 and 40 frames, not the 18, 30 and 67
-it counts on. With a clip's own index there is no need to guess at all.
+those looked at lie `stride` apart, so they span `stride` times as much video. Its "safe defaults" (2, 3 and
+4 MB) are its own figure rounded to a whole megabyte, plus one; they reach 8, 20 and 40 frames but count
+on 18, 30 and 67. With the index of a clip there is no need to guess at all.
 """
 
 from __future__ import annotations
