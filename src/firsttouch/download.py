@@ -21,15 +21,16 @@ from firsttouch.boxes import Box, children, read_header
 from firsttouch.clock import Deadline, Stopwatch
 from firsttouch.errors import IndexInvalid, IndexNotFound, SourceTimeout
 from firsttouch.index import locate_index
+from firsttouch.netpolicy import Policy
 from firsttouch.ranges import ByteRange
-from firsttouch.source import Connections, Policy, Source, open_source
+from firsttouch.source import Connections, Source, open_source
 from firsttouch.sparse import SparseBytes
 
 MEGABYTE = 1024 * 1024
 TAIL_BYTES = 64 * 1024
 DEFAULT_TIMEOUT_SECONDS = 60.0
 
-_CHUNK_OFFSETS = {b"stco": np.dtype(">u4"), b"co64": np.dtype(">u8")}
+_CHUNK_OFFSET_BYTES = {b"stco": 4, b"co64": 8}
 _ON_THE_WAY = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl"})
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,11 @@ async def _fetch(source: Source, max_bytes: int, deadline: Deadline) -> SparseBy
 async def _stream_until(source: Source, sparse: SparseBytes, enough: Callable[[], bool]) -> None:
     """Read from the start until `enough()` or the end, then stop the stream."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
-    unsubscribe = sparse.subscribe(lambda: loop.call_soon_threadsafe(changed.set))
+
+    def tell() -> None:
+        loop.call_soon_threadsafe(changed.set)
+
+    unsubscribe = sparse.subscribe(tell)
     stream = asyncio.ensure_future(source.stream())
     stream.add_done_callback(lambda _: changed.set())
     try:
@@ -147,12 +152,12 @@ def _move_chunks(moov: bytearray, parent: Box, distance: int) -> None:
     for box in children(moov, parent):
         if box.kind in _ON_THE_WAY:
             _move_chunks(moov, box, distance)
-        elif box.kind in _CHUNK_OFFSETS:
-            kind = _CHUNK_OFFSETS[box.kind]
-            body = slice(box.body + 8, box.stop - (box.stop - box.body - 8) % kind.itemsize)
-            offsets = np.frombuffer(bytes(moov[body]), kind).astype(np.uint64)
-            limit = np.iinfo(kind.newbyteorder("=")).max
-            moov[body] = np.minimum(offsets + np.uint64(distance), np.uint64(limit)).astype(kind).tobytes()
+        elif box.kind in _CHUNK_OFFSET_BYTES:
+            width = _CHUNK_OFFSET_BYTES[box.kind]
+            body = slice(box.body + 8, box.stop - (box.stop - box.body - 8) % width)
+            offsets = np.frombuffer(bytes(moov[body]), f">u{width}").astype(np.uint64)
+            moved = np.minimum(offsets + np.uint64(distance), np.uint64(256**width - 1))
+            moov[body] = moved.astype(f">u{width}").tobytes()
 
 
 def _suffix(url: str) -> str:

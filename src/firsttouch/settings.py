@@ -280,7 +280,7 @@ class Profile:
 
     name: ProfileName
     description: str
-    values: Mapping[str, str]
+    values: Mapping[str, Any]
 
 
 _GUIDE = {

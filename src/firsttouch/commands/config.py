@@ -8,10 +8,10 @@ from typing import Annotated
 import orjson
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from firsttouch.predict import predict
-from firsttouch.settings import PROFILES, Settings, load
+from firsttouch.settings import PROFILES, Settings, load, shown
 
 
 def register(app: typer.Typer) -> None:
@@ -37,11 +37,11 @@ def register(app: typer.Typer) -> None:
 
 
 def config_table(settings: Settings) -> Table:
-    table = Table("setting", "value", "from", "allowed", "what it does", title="firsttouch config")
+    table = Table(Column("setting", no_wrap=True), "value", "from", "what it does: what is allowed")
     for row in settings.rows():
         value = f"{row.value} {row.unit}".strip() if row.value not in ("auto", "none") else row.value
         style = None if row.origin == "default" else "bold"
-        table.add_row(row.name, value, row.origin, row.allowed, row.description, style=style)
+        table.add_row(row.name, value, row.origin, f"{row.description}: {row.allowed}", style=style)
     return table
 
 
@@ -55,10 +55,12 @@ def config_json(settings: Settings) -> str:
 
 
 def profiles_table() -> Table:
-    table = Table("profile", "what it is", "values", "predicted score", title="profiles (nominal rates)")
+    table = Table("profile", "what it is", Column("not as the default", no_wrap=True), "predicted score")
     for profile in PROFILES.values():
-        values = " ".join(f"{name.upper()}={value}" for name, value in profile.values.items())
-        predicted = predict(Settings(**profile.values).choice)
+        settings = Settings(**profile.values)
+        changed = [name for name in profile.values if getattr(settings, name) != getattr(Settings(), name)]
+        values = "\n".join(f"{name.upper()}={shown(getattr(settings, name))}" for name in changed)
+        predicted = predict(settings.choice)
         table.add_row(profile.name, profile.description, values or "the defaults", f"{predicted.final:.2f}")
     return table
 
