@@ -1,0 +1,173 @@
+"""Bytes as they arrive -> frames in display order: one chain of decoding that a worker advances piece by piece."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Protocol
+
+from .clock import Deadline
+from .decode import Frame, GopDecoder, StreamDecoder
+from .errors import DeadlineExceeded, FirsttouchError
+from .index import Index
+from .plan import Rates
+from .sparse import SparseBytes
+
+QUANTUM_ROWS = 8
+"""Samples decoded before a thread looks up again: about 30 ms at 720p."""
+
+FRAMES_AHEAD = 12
+"""Frames a stream decodes before anyone takes them: 1.4 MB each at 720p."""
+
+
+class GopChain:
+    """The samples `rows` of an indexed file, from a key frame on. `cut` moves its end while it runs."""
+
+    def __init__(
+        self,
+        index: Index,
+        sparse: SparseBytes,
+        rows: range,
+        rates: Rates,
+        *,
+        skip_disposable: bool,
+        device: str = "cpu",
+    ) -> None:
+        self.rows = rows
+        self._index, self._sparse, self._rates = index, sparse, rates
+        self._skip, self._device = skip_disposable, device
+        self._decoder: GopDecoder | None = None
+        self._next = rows.start
+        self._finished = False
+
+    @property
+    def next_row(self) -> int:
+        """The first sample that the decoder has not been given."""
+        return self._next
+
+    @property
+    def finished(self) -> bool:
+        return self._finished
+
+    @property
+    def hardware(self) -> bool:
+        return False
+
+    @property
+    def seconds_left(self) -> float:
+        return 0.0 if self._finished else (self.rows.stop - self._next) * self._rates.decode_reference_seconds
+
+    def cut(self, stop_row: int) -> None:
+        """End at `stop_row` instead, or as soon after as the decoder has got already; never later than planned."""
+        self.rows = range(self.rows.start, min(self.rows.stop, max(stop_row, self._next)))
+
+    def ready(self) -> bool:
+        if self._finished:
+            return False
+        return self._next >= self.rows.stop or self._sparse.has(self._index.byte_range(self._next))
+
+    def advance(self) -> Iterator[Frame]:
+        """Feed up to `QUANTUM_ROWS` samples that are here; at the end, flush the decoder."""
+        if self._decoder is None:
+            self._decoder = GopDecoder(self._index, self._sparse.read, self.rows, skip_nonref=self._skip)
+        until = self._next
+        while until < min(self._next + QUANTUM_ROWS, self.rows.stop) and self._sparse.has(
+            self._index.byte_range(until)
+        ):
+            until += 1
+        yield from self._decoder.frames(until)
+        self._next = until
+        if self._next >= self.rows.stop:
+            self._decoder.cut(self.rows.stop)
+            yield from self._decoder.frames()
+            self._finished = True
+
+    def close(self) -> None:
+        self._finished = True
+        if self._decoder is not None:
+            self._decoder.close()
+
+
+class Streamed(Protocol):
+    """What gives a file to read from the start: `SparseBytes`, or what asks for bytes where it is read."""
+
+    def file(self, deadline: Deadline | None = None) -> BinaryIO: ...
+
+
+class StreamChain:
+    """A file without an index, decoded in order by a thread of its own, which may have to wait for bytes."""
+
+    rows = range(0, 1)
+    next_row = 0
+    hardware = False
+
+    def __init__(self, streamed: Streamed, deadline: Deadline, on_frame: Callable[[], None]) -> None:
+        self._streamed, self._deadline, self._on_frame = streamed, deadline, on_frame
+        self._frames: deque[Frame] = deque()
+        self._room = threading.Condition()
+        self._ended = self._closed = False
+        self._error: FirsttouchError | None = None
+        self.cut_short = False
+        """The deadline came before the end of the stream."""
+        self.decoder: StreamDecoder | None = None
+        self._thread = threading.Thread(target=self._pump, name="firsttouch-stream", daemon=True)
+        self._thread.start()
+
+    @property
+    def finished(self) -> bool:
+        with self._room:
+            return self._ended and not self._frames
+
+    @property
+    def seconds_left(self) -> float:
+        return 0.0
+
+    def cut(self, stop_row: int) -> None:
+        """A stream has no rows to cut."""
+
+    def ready(self) -> bool:
+        with self._room:
+            return bool(self._frames) or self._ended
+
+    def advance(self) -> Iterator[Frame]:
+        while True:
+            with self._room:
+                if not self._frames:
+                    break
+                frame = self._frames.popleft()
+                self._room.notify()
+            yield frame
+        if self._ended and self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """The thread ends with the frame it decodes now; whoever feeds the file must fail it to end a waiting read."""
+        with self._room:
+            self._closed = True
+            self._frames.clear()
+            self._room.notify()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def _pump(self) -> None:
+        try:
+            self.decoder = StreamDecoder(self._streamed, self._deadline)
+            for frame in self.decoder.frames():
+                with self._room:
+                    self._room.wait_for(lambda: self._closed or len(self._frames) < FRAMES_AHEAD)
+                    if self._closed:
+                        return
+                    self._frames.append(frame)
+                self._on_frame()
+        except DeadlineExceeded:
+            self.cut_short = True
+        except FirsttouchError as error:
+            self._error = error
+        finally:
+            if self.decoder is not None:
+                self.decoder.close()
+            with self._room:
+                self._ended = True
+            self._on_frame()

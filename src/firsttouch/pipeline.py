@@ -1,0 +1,606 @@
+"""The stages joined under one deadline: `analyze(source) -> Analysis`.
+
+The event loop fetches and keeps the plan; worker threads decode, look and follow (`work`); at the end, or when the
+deadline comes, what is done is linked, carried to every frame and answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from .carry import FrameAnswer, carry
+from .chain import GopChain, StreamChain, Streamed
+from .clock import Deadline, Stopwatch
+from .decode import StreamDecoder
+from .detect import Detector, load_detector
+from .errors import DeadlineExceeded, DecodeFailed, FirsttouchError, IndexNotFound, SourceError
+from .index import Index, locate_index, read_index
+from .motion import Motion
+from .netpolicy import Policy
+from .plan import DEFAULT_STRIDE, Plan, Rates, make_plan
+from .ranges import ByteRange, gaps
+from .settings import Settings
+from .source import Connections, Facts, Source, open_source
+from .sparse import SparseBytes
+from .track import link
+from .work import Snapshot, Work
+
+log = logging.getLogger(__name__)
+
+FloatArray = npt.NDArray[np.float64]
+
+MEGABYTE = 1024 * 1024
+
+STAGES = ("connect", "index", "fetch", "decode", "detect", "carry", "answer", "first_frame", "total")
+"""Keys of `stage_seconds`. `fetch` and `total` are wall time, `first_frame` is a moment; `decode`, `detect` and
+`carry` are summed over threads."""
+
+Fetch = Literal["sparse", "head", "stream", "direct", "full"]
+
+HEAD_BYTES = 128 * 1024
+"""First request of the first round trip: the index of a faststart file and the start of its first GOP."""
+
+TAIL_BYTES = 64 * 1024
+"""Second request of the first round trip: moov is last in 145 of 245 files found in the wild, and mostly smaller."""
+
+ANSWER_RESERVE_SECONDS = 0.14
+"""Kept before the deadline for the last quantum, linking, carrying and writing 750 frames."""
+
+REPLAN_SECONDS = 0.06
+"""How often the rates are looked at under a deadline."""
+
+REPLAN_RATIO = 1.25
+"""A rate this far from the one planned with makes a new plan."""
+
+DIRECT_BYTES = 1024 * 1024
+"""What `direct` asks for at a place where the decoder reads and nothing is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a caller may choose; the defaults are the `complete` profile."""
+
+    stride: int | None = None
+    """Frames between looked-at frames; None lets the plan choose."""
+    every_frame: bool = False
+    """Look at every frame and carry nothing: the reference of all comparisons."""
+    fetch: Fetch = "sparse"
+    fetch_mb: float = 4.0
+    """Megabytes (1024 * 1024 bytes) of the start that `fetch="head"` takes."""
+    tracking: bool = True
+    pitch: bool = True
+    first_batch: int = 1
+    workers: int = 2
+    max_bytes: int = 512 * 1024 * 1024
+    start_budget_after_first_frame: bool = False
+    """The guide's meaning of the deadline: it runs from the first looked-at frame."""
+
+    @classmethod
+    def of(cls, settings: Settings, *, every_frame: bool = False) -> Options:
+        """What these settings ask of the pipeline."""
+        return cls(
+            stride=settings.stride,
+            every_frame=every_frame,
+            fetch=settings.fetch_mode,
+            fetch_mb=settings.partial_download_mb,
+            tracking=not settings.disable_tracking,
+            pitch=not settings.skip_pitch,
+            first_batch=settings.ramp_up_first_batch if settings.ramp_up else settings.batch_size,
+            max_bytes=settings.max_clip_bytes,
+            start_budget_after_first_frame=settings.start_budget_after_first_frame,
+        )
+
+
+def detector_for(settings: Settings) -> Detector:
+    """The detector these settings name, loaded and ready."""
+    return load_detector(
+        model=settings.model_player,
+        img_size=settings.input_width,
+        confidence=settings.conf_threshold,
+        max_detections=settings.max_detections,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """The answer for a clip, and what it took. `frames` has one entry for each frame that is answered."""
+
+    source: str
+    size_bytes: int | None
+    width: int
+    height: int
+    frame_count: int
+    frames_per_second: float
+    duration_seconds: float
+    stopped_by: Literal["end", "deadline"]
+    fetch: Fetch
+    runtime: str
+    hardware_decoding: bool
+    bytes_fetched: int
+    requests: int
+    frames_decoded: int
+    frames_detected: int
+    stage_seconds: dict[str, float]
+    frames: list[FrameAnswer]
+    plan: Plan | None = None
+    rates: Rates | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Clip:
+    """What is known of the clip so far; filled from the index, or by counting when there is none."""
+
+    facts: Facts
+    sparse: SparseBytes
+    index: Index | None = None
+    fetch: Fetch = "sparse"
+    plan: Plan | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+async def analyze(
+    source: str | Path | Source,
+    *,
+    deadline: float | Deadline | None = None,
+    options: Options | None = None,
+    detector: Detector | None = None,
+    connections: Connections | None = None,
+    policy: Policy | None = None,
+    rates: Rates | None = None,
+) -> Analysis:
+    """Answer every frame of the clip, or what can be had of it before the deadline.
+
+    `source` is a URL, a path or an opened `Source`; `deadline` seconds from now, or a moment. `rates` are what an
+    earlier call measured (`Analysis.rates`): with them the first plan is a good one. Raises the errors of `errors`;
+    at the deadline it answers with what is done and raises `DeadlineExceeded` only when that is nothing.
+    """
+    steps = analyze_steps(
+        source,
+        deadline=deadline,
+        options=options,
+        detector=detector,
+        connections=connections,
+        policy=policy,
+        rates=rates,
+        partial=False,
+    )
+    async with aclosing(steps):
+        async for analysis in steps:
+            return analysis
+    raise AssertionError("analyze_steps always ends with an answer or an error")
+
+
+def analyze_sync(
+    source: str | Path | Source,
+    *,
+    deadline: float | None = None,
+    options: Options | None = None,
+    detector: Detector | None = None,
+    policy: Policy | None = None,
+) -> Analysis:
+    """`analyze` for callers without an event loop."""
+    return asyncio.run(analyze(source, deadline=deadline, options=options, detector=detector, policy=policy))
+
+
+async def analyze_steps(
+    source: str | Path | Source,
+    *,
+    deadline: float | Deadline | None = None,
+    options: Options | None = None,
+    detector: Detector | None = None,
+    connections: Connections | None = None,
+    policy: Policy | None = None,
+    rates: Rates | None = None,
+    partial: bool = True,
+) -> AsyncGenerator[Analysis, None]:
+    """The same, as it grows: an answer after the first looked-at frame, more as they come, the last one final."""
+    limit = deadline if isinstance(deadline, Deadline) else Deadline.after(deadline)
+    run = _Run(options or Options(), detector or load_detector(), limit, rates or Rates())
+    opened = (
+        open_source(source, connections=connections, policy=policy, max_bytes=run.options.max_bytes)
+        if isinstance(source, str | Path)
+        else source
+    )
+    try:
+        async for analysis in run.steps(opened, partial):
+            yield analysis
+    finally:
+        await run.stop()
+        await opened.close()
+
+
+async def fetch_index(source: Source, sparse: SparseBytes) -> Index:
+    """The index of an opened source, fetching what it still misses. Raises IndexNotFound, IndexInvalid, NotAVideo."""
+    while (missing := locate_index(sparse)) is not None:
+        await source.fetch(missing)
+    return await asyncio.to_thread(read_index, sparse)
+
+
+class _Run:
+    """One call of `analyze`: its plan, its threads and its fetching task."""
+
+    def __init__(self, options: Options, detector: Detector, deadline: Deadline, rates: Rates) -> None:
+        self.options, self.detector = options, detector
+        self.budget_seconds = deadline.remaining()
+        late = options.start_budget_after_first_frame
+        self.deadline = Deadline(math.inf, deadline.clock) if late else deadline
+        self.rates = self.planned_rates = replace(rates, workers=options.workers)
+        self.watch = Stopwatch()
+        self.changed = asyncio.Event()
+        self.asked: list[ByteRange] = []
+        self.fetching: asyncio.Task[None] | None = None
+        self.tasks: list[asyncio.Task[None]] = []
+        self.work: Work | None = None
+        self.stream: StreamChain | None = None
+        self.fetch_error: SourceError | None = None
+        self.ended = False
+        """All that was planned is done."""
+
+    # --- the way of the data --------------------------------------------------------------------------------------
+
+    async def steps(self, source: Source, partial: bool) -> AsyncIterator[Analysis]:
+        clip = await self._open(source)
+        self._begin(source, clip)
+        assert self.work is not None
+        seen = 0
+        while not await self._finished(source, clip):
+            looked = len(self.work.detections)
+            if partial and looked and (seen == 0 or looked >= 2 * seen):
+                seen = looked
+                yield await asyncio.to_thread(self._answer, source, clip, "end")
+        self.ended = self.work.finished and not (self.stream is not None and self.stream.cut_short)
+        await self.stop()
+        self._raise_failures(clip)
+        yield await asyncio.to_thread(self._answer, source, clip, "end" if self.ended else "deadline")
+
+    async def stop(self) -> None:
+        """End the threads and the fetching; also when the caller goes away in the middle."""
+        if self.work is not None:
+            self.work.stop()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.tasks.clear()
+        if self.work is not None:
+            await asyncio.shield(asyncio.to_thread(self.work.join))
+
+    async def _open(self, source: Source) -> _Clip:
+        """Head and tail in one round trip, then what the index still misses."""
+        mode = self.options.fetch
+        head = int(self.options.fetch_mb * MEGABYTE) if mode == "head" else HEAD_BYTES
+        if mode == "head":
+            log.info("Downloading first %g MB", self.options.fetch_mb)
+        with self.watch.stage("connect"):
+            facts, sparse = await source.open(
+                head=head, tail=0 if mode in ("stream", "direct") else TAIL_BYTES, deadline=self.deadline
+            )
+        clip = _Clip(facts, sparse, fetch=mode)
+        if mode == "stream" or (mode == "direct" and facts.accepts_ranges):
+            return clip
+        if not facts.accepts_ranges:
+            clip.warnings.append("the origin does not serve ranges: read from the start")
+            clip.fetch = "stream"
+            return clip
+        with self.watch.stage("index"):
+            try:
+                clip.index = await fetch_index(source, sparse)
+            except IndexNotFound as error:
+                clip.warnings.append(f"{error}: read from the start")
+                clip.fetch = "stream"
+        if mode == "full" and facts.size_bytes:
+            with self.watch.stage("fetch"):
+                await source.fetch(ByteRange(0, facts.size_bytes))
+        return clip
+
+    def _begin(self, source: Source, clip: _Clip) -> None:
+        self.work = Work(
+            self.detector,
+            rates=self.rates,
+            stopwatch=self.watch,
+            pitch=self.options.pitch,
+            motion=not self.options.every_frame,
+            first_batch=self.options.first_batch,
+            on_change=self._tell(asyncio.get_running_loop()),
+        )
+        clip.sparse.subscribe(self.work.bytes_came)
+        if clip.index is None:
+            self._begin_stream(source, clip)
+            return
+        self._plan(source, clip)
+
+    def _tell(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+        def tell() -> None:
+            # A worker that outlives the loop (the caller was killed in the middle) has nobody to tell.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self.changed.set)
+
+        return tell
+
+    def _begin_stream(self, source: Source, clip: _Clip) -> None:
+        assert self.work is not None
+        stride = 1 if self.options.every_frame else self.options.stride or DEFAULT_STRIDE
+        streamed: Streamed = clip.sparse
+        if clip.fetch == "direct":
+            streamed = _Asking(clip.sparse, self._ask_direct(source, clip))
+        else:
+            self._spawn(source.stream(), clip)
+        self.stream = StreamChain(streamed, self.deadline.earlier(ANSWER_RESERVE_SECONDS), self.work.bytes_came)
+        self.work.add(self.stream, [0], every=stride)
+        self.work.seal()
+
+    def _ask_direct(self, source: Source, clip: _Clip) -> Callable[[int], None]:
+        """Fetch from where the decoder reads; called from its thread."""
+        loop = asyncio.get_running_loop()
+        size = clip.sparse.size or 0
+
+        def fetch(part: ByteRange) -> None:
+            self._spawn(source.fetch(part), clip)
+
+        def ask(position: int) -> None:
+            wanted = ByteRange(position, min(size, position + DIRECT_BYTES))
+            for part in gaps(wanted, self.asked):
+                self.asked.append(part)
+                loop.call_soon_threadsafe(fetch, part)
+
+        return ask
+
+    async def _finished(self, source: Source, clip: _Clip) -> bool:
+        """Wait until something changed; True when all is done, the deadline is near, or nothing more can come."""
+        assert self.work is not None
+        left = self.deadline.earlier(ANSWER_RESERVE_SECONDS).remaining()
+        if self.work.finished or left <= 0.0 or (self.fetch_error and self.work.idle):
+            return True
+        tick = left if math.isinf(left) else min(left, REPLAN_SECONDS)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.changed.wait(), None if math.isinf(tick) else tick)
+        self.changed.clear()
+        if math.isinf(self.deadline.moment) and not math.isinf(self.budget_seconds) and self.work.detections:
+            self.deadline = Deadline.after(self.budget_seconds, self.deadline.clock)
+        if clip.index is not None and not math.isinf(self.deadline.moment):
+            self._replan(source, clip)
+        return self.work.finished
+
+    # --- planning -------------------------------------------------------------------------------------------------
+
+    def _plan(self, source: Source, clip: _Clip) -> None:
+        """Choose the steps, move those that run, queue the others, and fetch for them."""
+        assert clip.index is not None
+        assert self.work is not None
+        options, budget = self.options, min(self.budget_seconds, self.deadline.remaining())
+        plan = make_plan(
+            clip.index,
+            self.rates,
+            budget - ANSWER_RESERVE_SECONDS,
+            stride=options.stride,
+            every_frame=options.every_frame,
+            until_byte=int(options.fetch_mb * MEGABYTE) if clip.fetch == "head" else None,
+            have=clip.sparse.have(),
+            done=self.work.rows_done,
+        )
+        self.planned_rates, clip.plan = self.rates, plan
+        begun = self.work.replan({step.first_row: step for step in plan.steps})
+        every = 1 if options.every_frame else None
+        for step in plan.steps:
+            if step.first_row not in begun:
+                chain = GopChain(clip.index, clip.sparse, step.rows, self.rates, skip_disposable=plan.skip_disposable)
+                self.work.add(chain, step.look_at[:1] if every else step.look_at, every=every)
+        self.work.seal()
+        fetching = self._spawn(self._fetch_plan(source, plan), clip)
+        if self.fetching is not None:
+            self.fetching.cancel()
+        self.fetching = fetching
+
+    def _replan(self, source: Source, clip: _Clip) -> None:
+        """Plan again when the rates turn out different from those planned with."""
+        self.rates = self._measured(source)
+        fixed = self.options.every_frame or self.options.stride is not None
+        if not fixed and _differ(self.rates, self.planned_rates):
+            log.debug("planning again with %s", self.rates)
+            self._plan(source, clip)
+            self.changed.set()
+
+    def _measured(self, source: Source) -> Rates:
+        """The rates as this run sees them; the earlier value where it has seen too little to tell."""
+        assert self.work is not None
+        work, seconds, rates = self.work, self.watch.seconds, self.rates
+        if work.frames_decoded >= 12:
+            rates = replace(rates, decode_reference_seconds=seconds["decode"] / work.frames_decoded)
+        if len(work.detections) >= 4:
+            rates = replace(rates, detect_seconds=seconds["detect"] / len(work.detections))
+        if work.frames_followed >= 24:
+            rates = replace(rates, flow_seconds=seconds["carry"] / work.frames_followed)
+        if source.bytes_per_second is not None:
+            rates = replace(rates, bytes_per_second=source.bytes_per_second)
+        if source.round_trip_seconds is not None:
+            rates = replace(rates, round_trip_seconds=source.round_trip_seconds)
+        return rates
+
+    # --- fetching -------------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None], clip: _Clip) -> asyncio.Task[None]:
+        """Run a fetching coroutine beside the work; its error ends the fetching, not what is already here."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except FirsttouchError as error:
+                self.fetch_error = error if isinstance(error, SourceError) else SourceError(str(error))
+                clip.sparse.fail(self.fetch_error)
+                self.changed.set()
+
+        task = asyncio.create_task(guarded())
+        self.tasks.append(task)
+        return task
+
+    async def _fetch_plan(self, source: Source, plan: Plan) -> None:
+        """The plan's bytes in the plan's order; the source keeps the link full and asks for nothing twice."""
+        begun = self.watch.elapsed
+        try:
+            await source.fetch_all(plan.byte_ranges)
+        finally:
+            self.watch.add("fetch", self.watch.elapsed - begun)
+
+    # --- the answer -----------------------------------------------------------------------------------------------
+
+    def _raise_failures(self, clip: _Clip) -> None:
+        """What leaves nothing to answer is an error; the rest is a warning beside the answer."""
+        assert self.work is not None
+        if self.work.failure is not None:
+            raise self.work.failure
+        if not self.work.detections:
+            if self.fetch_error is not None:
+                raise self.fetch_error
+            if self.work.errors:
+                raise self.work.errors[0]
+            if not math.isinf(self.budget_seconds):
+                raise DeadlineExceeded(f"no frame could be looked at within {self.budget_seconds:g} s")
+            raise DecodeFailed("the decoder made no frame of this file")
+        clip.warnings.extend(str(error) for error in self.work.errors[:3])
+        if self.fetch_error is not None:
+            clip.warnings.append(str(self.fetch_error))
+
+    def _answer(self, source: Source, clip: _Clip, stopped_by: Literal["end", "deadline"]) -> Analysis:
+        """Identities, then every frame between the looks."""
+        assert self.work is not None
+        work = self.work.snapshot()
+        view = _view(clip, work, self.stream.decoder if self.stream else None)
+        with self.watch.stage("carry"):
+            tracks = link(work.detections, work.motions, tracking=self.options.tracking)
+            frames = carry(
+                tracks,
+                work.detections,
+                work.motions,
+                np.arange(view.frame_count, dtype=np.int32),
+                view.pts_seconds,
+                view.width,
+                view.height,
+            )
+        self.watch.seconds["total"] = self.watch.elapsed
+        if clip.fetch == "stream" or clip.fetch == "direct":
+            self.watch.seconds["fetch"] = self.watch.elapsed - self.watch.seconds["connect"]
+        seconds = {name: self.watch.seconds.get(name, 0.0) for name in STAGES}
+        return Analysis(
+            source.name,
+            clip.sparse.size,
+            view.width,
+            view.height,
+            view.frame_count,
+            view.frames_per_second,
+            view.duration_seconds,
+            stopped_by,
+            clip.fetch,
+            f"{self.detector.runtime} {self.detector.precision} on {self.detector.device}",
+            self.work.hardware,
+            source.bytes_fetched,
+            source.requests,
+            work.frames_decoded,
+            len(work.detections),
+            seconds,
+            frames if self._whole(clip) else _answered(frames, work.motions),
+            clip.plan,
+            self._measured(source),
+            tuple(clip.warnings),
+        )
+
+    def _whole(self, clip: _Clip) -> bool:
+        """All that was planned is done, and that is the whole clip: then every frame is answered."""
+        assert self.work is not None
+        planned_all = clip.plan is None or (clip.plan.share >= 1.0 and clip.fetch != "head")
+        return self.ended and planned_all and not self.work.errors
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """The clip as it is answered: from the index, or counted in a stream."""
+
+    width: int
+    height: int
+    frame_count: int
+    frames_per_second: float
+    duration_seconds: float
+    pts_seconds: FloatArray
+
+
+def _view(clip: _Clip, work: Snapshot, stream: StreamDecoder | None) -> _View:
+    index = clip.index
+    if index is not None:
+        return _View(
+            index.width,
+            index.height,
+            index.frame_count,
+            index.frames_per_second,
+            index.duration_seconds,
+            index.pts[index.row_of_frame] * float(index.time_base),
+        )
+    assert stream is not None
+    known = sorted(work.pts)
+    ticks = np.interp(np.arange(known[-1] + 1), known, [work.pts[number] for number in known])
+    times = np.asarray((ticks - ticks[0]) * float(stream.time_base), np.float64)
+    length = float(times[-1]) + 1.0 / stream.frames_per_second
+    return _View(work.width, work.height, len(times), stream.frames_per_second, length, times)
+
+
+def _answered(frames: list[FrameAnswer], motions: list[Motion]) -> list[FrameAnswer]:
+    """The frames something is known about: looked at, between two looks that flow joins, or with something carried."""
+    joined = {number for motion in motions for number in range(motion.first, motion.last + 1)}
+    return [
+        frame
+        for frame in frames
+        if frame.how == "detected" or frame.frame_number in joined or frame.ids.size or frame.keypoints.any()
+    ]
+
+
+class _Asking:
+    """The sparse bytes as a file that says where it is read before the bytes are there: how `direct` fetches."""
+
+    def __init__(self, sparse: SparseBytes, ask: Callable[[int], None]) -> None:
+        self._sparse, self._ask = sparse, ask
+
+    def file(self, deadline: Deadline | None = None) -> BinaryIO:
+        return cast(BinaryIO, _AskingFile(self._sparse, self._sparse.file(deadline), self._ask))
+
+
+class _AskingFile(io.RawIOBase):
+    def __init__(self, sparse: SparseBytes, file: BinaryIO, ask: Callable[[int], None]) -> None:
+        super().__init__()
+        self._sparse, self._file, self._ask = sparse, file, ask
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        position = self._file.tell()
+        if size and position < (self._sparse.size or 0):
+            self._ask(position)
+        return self._file.read(size)
+
+
+def _differ(measured: Rates, planned: Rates) -> bool:
+    pairs = (
+        (measured.bytes_per_second, planned.bytes_per_second),
+        (measured.decode_reference_seconds, planned.decode_reference_seconds),
+        (measured.detect_seconds, planned.detect_seconds),
+        (measured.flow_seconds, planned.flow_seconds),
+    )
+    return any(max(a, b) > REPLAN_RATIO * min(a, b) for a, b in pairs)
