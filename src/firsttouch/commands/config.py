@@ -37,11 +37,11 @@ def register(app: typer.Typer) -> None:
 
 
 def config_table(settings: Settings) -> Table:
-    table = Table(Column("setting", no_wrap=True), "value", "from", "what it does: what is allowed")
+    table = Table(Column("setting", no_wrap=True), "value (from)", "what it does: what is allowed")
     for row in settings.rows():
         value = f"{row.value} {row.unit}".strip() if row.value not in ("auto", "none") else row.value
         style = None if row.origin == "default" else "bold"
-        table.add_row(row.name, value, row.origin, f"{row.description}: {row.allowed}", style=style)
+        table.add_row(row.name, f"{value}\n({row.origin})", f"{row.description}: {row.allowed}", style=style)
     return table
 
 
