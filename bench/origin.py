@@ -206,9 +206,11 @@ def make_certificate(folder: Path, host: str) -> Path:
     """A certificate and its key in one PEM file, good for a day, for `host` and localhost."""
     path = folder / "origin.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        + ["-days", "1", "-subj", "/CN=localhost", "-addext", f"subjectAltName=DNS:localhost,IP:{host}"]
-        + ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-days", "1", "-subj", "/CN=localhost", "-addext", f"subjectAltName=DNS:localhost,IP:{host}"),
+            *("-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")),
+        ],
         check=True,
         capture_output=True,
     )
@@ -283,13 +285,8 @@ class _Server:
         file = self.files.get(name)
         fault = self._fault_of(name, file)
         await asyncio.sleep(self.link.shape.rtt + fault.slow_headers)
-        if file is None:
-            status, fields, body = 404, {}, memoryview(b"not here\n")
-        else:
-            status, fields, body = _reply(file, fault, headers, self.link.shape.ranges)
+        status, fields, body = _reply(file, fault, headers, self.link.shape.ranges)
         self.counts.log.append((method, target, wanted, status))
-        if method == "HEAD":
-            body = body[:0] if file is None else body
         await wire.head(status, {"content-length": str(len(body) + fault.length_lie), **fields})
         if method != "HEAD":
             await self._send_body(body, fault, wire)
@@ -336,9 +333,11 @@ def _load(value: bytes | Path) -> _File:
 
 
 def _reply(
-    file: _File, fault: Fault, headers: Mapping[str, str], ranges: bool
+    file: _File | None, fault: Fault, headers: Mapping[str, str], ranges: bool
 ) -> tuple[int, dict[str, str], memoryview]:
     """Status, headers and body of one answer, as RFC 9110 has it, and then as the fault bends it."""
+    if file is None:
+        return 404, {}, memoryview(b"not here\n")
     if fault.redirect is not None:
         return 302, {"location": fault.redirect}, memoryview(b"over there\n")
     if fault.status is not None:
@@ -399,7 +398,7 @@ class _Http1Wire:
         await self._writer.drain()
 
     async def body(self, data: memoryview) -> None:
-        self._writer.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        self._writer.write(b"%x\r\n%b\r\n" % (len(data), bytes(data)) if self._chunked else data)
         await self._writer.drain()
 
     async def end(self) -> None:
@@ -440,8 +439,9 @@ async def _serve_http1(server: _Server, reader: asyncio.StreamReader, writer: as
 
 
 async def _until_gone(reader: asyncio.StreamReader) -> None:
-    while not reader.at_eof() and reader.exception() is None:
-        await asyncio.sleep(0.01)
+    # StreamReader tells nobody about an end of file but who reads, and reading would take the next request.
+    while not reader.at_eof() and reader.exception() is None:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
 
 
 def _serve_in_child(

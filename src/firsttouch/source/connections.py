@@ -7,7 +7,6 @@ import contextlib
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.util import find_spec
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -69,6 +68,7 @@ class Connections:
     def __init__(self, *, policy: Policy | None = None) -> None:
         """`policy` judges the origins that `warm` is given; requests bring their own judgement along."""
         self._policy = policy
+        self._certificates = _certificates()
         self._multi = pycurl.AsyncCurlMulti()
         self._multi.setopt(pycurl.M_PIPELINING, pycurl.PIPE_MULTIPLEX)
         self._multi.setopt(pycurl.M_MAXCONNECTS, POOL_SIZE)
@@ -123,6 +123,7 @@ class Connections:
             several = len(addresses) > 1
             exchange.prepare(
                 method=method,
+                certificates=self._certificates,
                 headers=headers or {},
                 address=address,
                 fresh=fresh,
@@ -238,6 +239,7 @@ class _Exchange:
         self,
         *,
         method: str,
+        certificates: str | None,
         headers: Mapping[str, str],
         address: str | None,
         fresh: bool,
@@ -261,7 +263,7 @@ class _Exchange:
         option(pycurl.PIPEWAIT, pipewait)
         option(pycurl.FRESH_CONNECT, fresh)
         option(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in _all_headers(headers).items()])
-        if (certificates := _certificates()) is not None:
+        if certificates is not None:
             option(pycurl.CAINFO, certificates)
         if method == "HEAD":
             option(pycurl.NOBODY, True)
@@ -365,7 +367,6 @@ def _origin_key(url: str) -> tuple[str, str]:
     return parts.scheme, parts.netloc.rpartition("@")[2].lower()
 
 
-@cache
 def _certificates() -> str | None:
     """The system's certificates: libcurl in a wheel looks where its builder had them, not where they are here."""
     paths = ssl.get_default_verify_paths()
