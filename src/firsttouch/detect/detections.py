@@ -85,7 +85,7 @@ class Detector(Protocol):
 
     @property
     def precision(self) -> str:
-        """"fp32", "int8", "bf16" or "fp16"."""
+        """ "fp32", "int8", "bf16" or "fp16"."""
 
     @property
     def batch_size(self) -> int:

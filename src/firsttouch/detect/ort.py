@@ -35,9 +35,7 @@ class OrtSession:
         return result
 
 
-def open_cpu(
-    model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str = "fp32"
-) -> OrtSession:
+def open_cpu(model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str = "fp32") -> OrtSession:
     """The model on the calling thread alone: the pipeline has one worker per core."""
     options = session_options(model, shape)
     options.intra_op_num_threads = 1
