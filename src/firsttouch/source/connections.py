@@ -182,22 +182,22 @@ class Connections:
         return dict(zip(names, outcomes, strict=True))
 
     async def _warm_one(self, origin: str, count: int) -> SourceError | None:
-        """HEADs side by side take one connection each, or share the one of HTTP/2."""
+        """HEADs side by side take a connection each, unless HTTP/2 lets them share one."""
         try:
             parts = urlsplit(origin)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise UnsupportedScheme(f"an origin to keep warm is http(s)://host: {origin!r}")
             url = f"{parts.scheme}://{parts.netloc}/"
             pinned = await self._policy.judge(url) if self._policy is not None else None
-            ask = [
-                self.ask(url, _Ignore(), method="HEAD", addresses=pinned.addresses if pinned else ())
-                for _ in range(1 if _origin_key(url) in self._multiplexing else count)
-            ]
-            done = await asyncio.gather(*ask, return_exceptions=True)
+            addresses = pinned.addresses if pinned is not None else ()
+            # The first tells whether the origin multiplexes, and whether it is there at all.
+            await self.ask(url, _Ignore(), method="HEAD", addresses=addresses)
+            if _origin_key(url) not in self._multiplexing:
+                heads = [self.ask(url, _Ignore(), method="HEAD", addresses=addresses) for _ in range(count)]
+                await asyncio.gather(*heads)
         except SourceError as exc:
             return exc
-        failed = [error for error in done if isinstance(error, SourceError)]
-        return failed[0] if len(failed) == len(done) else None
+        return None
 
     async def _keep_warm(self, origins: tuple[str, ...], per_origin: int, seconds: float) -> None:
         while True:

@@ -36,6 +36,7 @@ class _LocalSource:
         self.round_trip_seconds: float | None = None
         self._max_bytes = max_bytes
         self._sparse: SparseBytes | None = None
+        self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> _LocalSource:
         return self
@@ -67,10 +68,7 @@ class _LocalSource:
         """See `Source.fetch_all`."""
         sparse = self._opened()
         for wanted in ranges:
-            for part in sparse.missing(self._cut_to_size(wanted)):
-                if sparse.error is not None:
-                    raise sparse.error
-                await self._read_part(sparse, part)
+            await self._read_missing(sparse, self._cut_to_size(wanted))
 
     async def stream(self) -> None:
         """See `Source.stream`."""
@@ -80,17 +78,27 @@ class _LocalSource:
     async def close(self) -> None:
         """See `Source.close`."""
 
-    async def _read_part(self, sparse: SparseBytes, part: ByteRange) -> None:
-        self.requests += 1
-        for start in range(part.start, part.stop, READ_BYTES):
-            piece = ByteRange(start, min(start + READ_BYTES, part.stop))
-            try:
-                data = await self._read(piece)
-            except SourceError as exc:
-                sparse.fail(exc)
-                raise
-            self.bytes_fetched += len(data)
-            sparse.write(piece.start, data)
+    async def _read_missing(self, sparse: SparseBytes, wanted: ByteRange) -> None:
+        """Piece by piece, taking turns with whoever else reads, so that no byte is read twice."""
+        self.requests += bool(sparse.missing(wanted))
+        while True:
+            async with self._turn:
+                missing = sparse.missing(wanted)
+                if not missing:
+                    return
+                if sparse.error is not None:
+                    raise sparse.error
+                start = missing[0].start
+                piece = ByteRange(start, min(start + READ_BYTES, missing[0].stop))
+                try:
+                    if piece.stop > self._max_bytes:
+                        raise SourceTooLarge(f"more than {self._max_bytes} bytes: {self.name}")
+                    data = await self._read(piece)
+                except SourceError as exc:
+                    sparse.fail(exc)
+                    raise
+                self.bytes_fetched += len(data)
+                sparse.write(start, data)
 
     def _opened(self) -> SparseBytes:
         if self._sparse is None:
@@ -191,8 +199,7 @@ class MemorySource(_LocalSource):
         sparse = self._opened()
         reachable = min(stop, len(self._data))
         if reachable > 0:
-            for part in sparse.missing(ByteRange(0, reachable)):
-                await self._read_part(sparse, part)
+            await self._read_missing(sparse, ByteRange(0, reachable))
         if stop > len(self._data):
             sparse.finish(len(self._data))
 

@@ -33,6 +33,7 @@ from firsttouch.source.replies import (
     Identity,
     Reply,
     check_same,
+    check_url,
     error_for_status,
     fit_to_show,
     identity_of,
@@ -132,6 +133,7 @@ class HttpSource:
         piece_bytes: int = PIECE_BYTES,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
+        check_url(url)
         self.name = fit_to_show(url)
         self.bytes_fetched = 0
         self.requests = 0

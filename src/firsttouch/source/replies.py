@@ -159,6 +159,17 @@ def redirect_target(reply: Reply, shown: str) -> str:
     return urlunsplit(urlsplit(target)._replace(fragment=""))
 
 
+def check_url(url: str) -> None:
+    """Raise SourceRefused for what is no http(s) URL at all; whether it may be fetched is the policy's business."""
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise SourceRefused("not a URL with a host and a sound port", hint="check the spelling of the URL")
+
+
 def fit_to_show(url: str) -> str:
     """The URL without user, password and query: the query of a signed URL is a secret."""
     parts = urlsplit(url)
