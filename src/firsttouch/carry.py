@@ -25,6 +25,8 @@ BRIDGE_FRAMES = 60
 """A hole without motion at most this long is interpolated; of a longer one only the ends are answered."""
 EXTRAPOLATE_FRAMES = 8
 """How far a body is carried on its velocity alone, beyond what was decoded."""
+WIDTH_MEMORY_FRAMES = 4.0
+"""How soon the width seen in a glance is forgotten for the body's usual one."""
 FADE_FRAMES = 25
 """Carried confidence falls by 1/e over this many frames from the nearest glance that supports it."""
 
@@ -153,38 +155,70 @@ def _stretch(
     both = (ends.left >= 0) & (ends.right >= 0)
     if motion is not None and motion.cut_after is not None:
         both[:] = False
-    share = ((frames - first) / (last - first)).astype(np.float32)[:, None, None]
-    start, stop = _boxes_at(tracks, ends.left), _boxes_at(tracks, ends.right)
-    if motion is not None:
-        ahead = _on_frames(motion, _flow(motion.forward, tracks, ends.left), frames)
-        behind = _on_frames(motion, _flow(motion.backward, tracks, ends.right), frames)
-        arrived = _flow(motion.forward, tracks, ends.left)[-1]
-        departed = _flow(motion.backward, tracks, ends.right)[0]
-        xyxy = _blended(share, start, stop, ahead, behind, arrived, departed, both, _ruler(motion, start, stop, frames, share))
-        only_left, only_right = ~both & (ends.left >= 0), ~both & (ends.right >= 0)
-        xyxy[:, only_left] = ahead[:, only_left]
-        xyxy[:, only_right] = behind[:, only_right]
-    else:
-        xyxy = _coasting(tracks, look, between, ends, both, frames, share)
     since, until = (frames - first)[:, None], (last - frames)[:, None]
-    confidence = _faded(tracks, ends, both, since, until, motion)
+    share = (since / (last - first)).astype(np.float32)[..., None]
+    start, stop = _boxes_at(tracks, ends.left, width), _boxes_at(tracks, ends.right, width)
+    if motion is not None:
+        centre = _flown(tracks, motion, ends, both, _centre(start), _centre(stop), frames, share)
+    else:
+        centre = _coasting(tracks, look, between, ends, both, _centre(start), _centre(stop), frames, share)
+    size = _sizes(tracks, ends, start, stop, share, since, until)
+    xyxy = np.concatenate([centre - size / 2, centre + size / 2], -1)
+    confidence = _faded(tracks, ends, both, since, until, motion, _at_edge(xyxy, width))
     class_ids = np.where(ends.left >= 0, tracks.class_id[ends.left], tracks.class_id[ends.right])
     ids = np.where(ends.left >= 0, tracks.id[ends.left], tracks.id[ends.right])
     return _Piece(frames, ids, class_ids, confidence, _clipped(xyxy, width, height))
 
 
-def _boxes_at(tracks: Tracks, rows: npt.NDArray[np.intp]) -> Float:
+def _at_edge(xyxy: Float, width: int) -> npt.NDArray[np.bool_]:
+    """(P,) whether a path leaves by a side of the picture: then its end is an exit or an entry, and no miss of the detector."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(((xyxy[..., 0] <= 2) | (xyxy[..., 2] >= width - 2)).any(0))
+
+
+def _centre(boxes: Float) -> Float:
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def _boxes_at(tracks: Tracks, rows: npt.NDArray[np.intp], width: int) -> Float:
+    """Boxes (P, 4), NaN where there is none. One that the picture's side cuts off gets its usual width back, so that it can move."""
     boxes = np.full((len(rows), 4), np.nan, np.float32)
-    boxes[rows >= 0] = tracks.xyxy[rows[rows >= 0]]
+    there = rows >= 0
+    boxes[there] = tracks.xyxy[rows[there]]
+    usual = np.full(len(rows), np.nan, np.float32)
+    usual[there] = tracks.aspect[rows[there]] * (boxes[there, 3] - boxes[there, 1])
+    with np.errstate(invalid="ignore"):
+        boxes[:, 0] = np.where(boxes[:, 0] <= 2, np.minimum(boxes[:, 0], boxes[:, 2] - usual), boxes[:, 0])
+        boxes[:, 2] = np.where(boxes[:, 2] >= width - 2, np.maximum(boxes[:, 2], boxes[:, 0] + usual), boxes[:, 2])
     return boxes
 
 
+def _sizes(
+    tracks: Tracks, ends: _Ends, start: Float, stop: Float, share: Float, since: npt.NDArray[np.integer], until: npt.NDArray[np.integer]
+) -> Float:
+    """(T, P, 2) widths and heights: heights from end to end; widths too, but forgetting the ends for what is usual of the body.
+
+    A running body's width swings with its stride, so a few frames away its mean says more than the last glance.
+    """
+    one, two = start[:, 2:] - start[:, :2], stop[:, 2:] - stop[:, :2]
+    left, right = (ends.left >= 0)[:, None], (ends.right >= 0)[:, None]
+    one, two = np.where(left, one, two), np.where(right, two, one)
+    size = (1 - share) * one + share * two
+    usual_one = np.where(left[:, 0], tracks.aspect[ends.left], tracks.aspect[ends.right])
+    usual_two = np.where(right[:, 0], tracks.aspect[ends.right], tracks.aspect[ends.left])
+    usual = ((1 - share[..., 0]) * usual_one + share[..., 0] * usual_two) * size[..., 1]
+    nearest = np.minimum(np.where(left[:, 0], since, until), np.where(right[:, 0], until, since))
+    memory = np.exp(-nearest / WIDTH_MEMORY_FRAMES)
+    size[..., 0] = usual + memory * (size[..., 0] - usual)
+    return np.asarray(size, np.float32)
+
+
 def _flow(carried: Float, tracks: Tracks, rows: npt.NDArray[np.intp]) -> Float:
-    """(M, P, 4) of a motion's boxes for the bodies at one end; NaN for those that were not detected there."""
-    answer = np.full((len(carried), len(rows), 4), np.nan, np.float32)
+    """(M, P, 2) centres of a motion's boxes for the bodies at one end; NaN for those that were not detected there."""
+    answer = np.full((len(carried), len(rows), 2), np.nan, np.float32)
     known = np.flatnonzero(rows >= 0)
     detected = known[tracks.row[rows[known]] >= 0]
-    answer[:, detected] = carried[:, tracks.row[rows[detected]]]
+    answer[:, detected] = _centre(carried[:, tracks.row[rows[detected]]])
     return answer
 
 
@@ -194,52 +228,57 @@ def _on_frames(motion: Motion, values: npt.NDArray[np.floating], frames: Int) ->
     after = np.clip(np.searchsorted(numbers, frames), 1, len(numbers) - 1)
     before = after - 1
     share = ((frames - numbers[before]) / (numbers[after] - numbers[before])).reshape(-1, *[1] * (values.ndim - 1))
-    blended = np.where(share <= 0, values[before], np.where(share >= 1, values[after], (1 - share) * values[before] + share * values[after]))
+    blended = (1 - share) * values[before] + share * values[after]
+    blended = np.where(share <= 0, values[before], np.where(share >= 1, values[after], blended))
     return np.asarray(blended, np.float32)
 
 
+def _flown(
+    tracks: Tracks, motion: Motion, ends: _Ends, both: npt.NDArray[np.bool_], start: Float, stop: Float, frames: Int, share: Float
+) -> Float:
+    """(T, P, 2) centres by flow: between both ends where the body is at both, else along the flow of its only end."""
+    forward, backward = _flow(motion.forward, tracks, ends.left), _flow(motion.backward, tracks, ends.right)
+    ahead = _on_frames(motion, forward, frames) + (start - forward[0])
+    behind = _on_frames(motion, backward, frames) + (stop - backward[-1])
+    alone = np.where((ends.left >= 0)[:, None], ahead, behind)
+    miss_ahead, miss_behind = stop - start - (forward[-1] - forward[0]), start - stop - (backward[0] - backward[-1])
+    one, two = ahead + share * miss_ahead, behind + (1 - share) * miss_behind
+    with np.errstate(invalid="ignore"):
+        weight_one = np.nan_to_num((1 - share) / (1 + share * np.abs(miss_ahead).sum(-1, keepdims=True)) ** 2)
+        weight_two = np.nan_to_num(share / (1 + (1 - share) * np.abs(miss_behind).sum(-1, keepdims=True)) ** 2)
+    weight_one = np.where(np.isfinite(one).all(-1, keepdims=True), weight_one, 0.0)
+    weight_two = np.where(np.isfinite(two).all(-1, keepdims=True), weight_two, 0.0)
+    total = weight_one + weight_two
+    mixed = (weight_one * np.nan_to_num(one) + weight_two * np.nan_to_num(two)) / np.where(total > 0, total, 1.0)
+    mixed = np.where(total > 0, mixed, _ruler(motion, start, stop, frames, share))
+    return np.asarray(np.where(both[:, None], mixed, alone), np.float32)
+
+
 def _ruler(motion: Motion, start: Float, stop: Float, frames: Int, share: Float) -> Float:
-    """Straight lines between the ends, drawn in the world the camera sees: (T, P, 4)."""
+    """(T, P, 2) straight lines between the ends, drawn in the world the camera sees."""
     plain = (1 - share) * start + share * stop
     camera = camera_across(motion)
     if camera is None:
         return plain
-    corners = np.array([(0.0, 0.0)])
-    centre, goal = (start[:, :2] + start[:, 2:]) / 2, (stop[:, :2] + stop[:, 2:]) / 2
-    back = moved_points(np.linalg.inv(camera), goal)
-    path = (1 - share) * centre + share * back
-    moved = np.stack([moved_points(h[None, None], centre[None].repeat(1, 0))[0] for h in motion.camera])
-    del corners, moved
+    path = (1 - share) * start + share * moved_points(np.linalg.inv(camera), stop)
     cameras = _on_frames(motion, motion.camera.reshape(-1, 9), frames).reshape(-1, 1, 3, 3).astype(np.float64)
     here = moved_points(cameras, path)
-    half = (plain[..., 2:] - plain[..., :2]) / 2
-    drawn = np.concatenate([here - half, here + half], -1)
-    return np.where(np.isfinite(drawn), drawn, plain).astype(np.float32)
-
-
-def _blended(
-    share: Float, start: Float, stop: Float, ahead: Float, behind: Float, arrived: Float, departed: Float, both: npt.NDArray[np.bool_], ruler: Float
-) -> Float:
-    """Forward and backward flow, each corrected to arrive, weighted by how far it had to be corrected here."""
-    with np.errstate(invalid="ignore"):
-        miss_ahead, miss_behind = stop - arrived, start - departed
-        one, two = ahead + share * miss_ahead, behind + (1 - share) * miss_behind
-        doubt_one = 1.0 + share[..., 0] * np.abs(miss_ahead[:, :2]).sum(-1)
-        doubt_two = 1.0 + (1 - share[..., 0]) * np.abs(miss_behind[:, :2]).sum(-1)
-    weight_one = np.where(np.isfinite(one).all(-1), (1 - share[..., 0]) / doubt_one**2, 0.0)
-    weight_two = np.where(np.isfinite(two).all(-1), share[..., 0] / doubt_two**2, 0.0)
-    total = weight_one + weight_two
-    safe = np.where(total > 0, total, 1.0)
-    mixed = (weight_one / safe)[..., None] * np.nan_to_num(one) + (weight_two / safe)[..., None] * np.nan_to_num(two)
-    return np.where((total > 0)[..., None], mixed, ruler).astype(np.float32)
+    return np.where(np.isfinite(here), here, plain).astype(np.float32)
 
 
 def _coasting(
-    tracks: Tracks, look: int, between: Sequence[Motion | None], ends: _Ends, both: npt.NDArray[np.bool_], frames: Int, share: Float
+    tracks: Tracks,
+    look: int,
+    between: Sequence[Motion | None],
+    ends: _Ends,
+    both: npt.NDArray[np.bool_],
+    start: Float,
+    stop: Float,
+    frames: Int,
+    share: Float,
 ) -> Float:
-    """A hole without motion: a cubic between the ends that keeps the velocity measured on either side."""
+    """(T, P, 2) centres in a hole without motion: a cubic between the ends that keeps the velocity measured on either side."""
     first, last = int(tracks.frame_numbers[look]), int(tracks.frame_numbers[look + 1])
-    start, stop = _boxes_at(tracks, ends.left), _boxes_at(tracks, ends.right)
     leaving = _velocity(tracks, look, between, ends.left, leaving=True)
     coming = _velocity(tracks, look + 1, between, ends.right, leaving=False)
     length = float(last - first)
@@ -247,27 +286,26 @@ def _coasting(
     v0 = np.where(np.isfinite(leaving), leaving, chord)
     v1 = np.where(np.isfinite(coming), coming, chord)
     s = share
-    xyxy = (
+    joined = (
         (2 * s**3 - 3 * s**2 + 1) * start
         + (s**3 - 2 * s**2 + s) * length * v0
         + (3 * s**2 - 2 * s**3) * stop
         + (s**3 - s**2) * length * v1
     )
     since, until = (frames - first)[:, None, None], (last - frames)[:, None, None]
-    left_only, right_only = ~both & (ends.left >= 0), ~both & (ends.right >= 0)
-    far = both & (length > BRIDGE_FRAMES)
     near_left = start + since * np.nan_to_num(leaving)
     near_right = stop - until * np.nan_to_num(coming)
-    xyxy = np.where((left_only | (far & (share[..., 0] < 0.5)))[..., None], near_left, xyxy)
-    xyxy = np.where((right_only | (far & (share[..., 0] >= 0.5)))[..., None], near_right, xyxy)
-    return np.asarray(xyxy, np.float32)
+    alone = np.where((ends.left >= 0)[:, None], near_left, near_right)
+    far = np.where(share < 0.5, near_left, near_right)
+    apart = far if length > BRIDGE_FRAMES else joined
+    return np.asarray(np.where(both[:, None], apart, alone), np.float32)
 
 
 def _velocity(
     tracks: Tracks, look: int, between: Sequence[Motion | None], rows: npt.NDArray[np.intp], *, leaving: bool
 ) -> Float:
-    """(P, 4) pixels a frame of the bodies at a looked-at frame, from the flow on its decoded side; NaN where unknown."""
-    unknown = np.full((len(rows), 4), np.nan, np.float32)
+    """(P, 2) pixels a frame of the bodies at a looked-at frame, from the flow on its decoded side; NaN where unknown."""
+    unknown = np.full((len(rows), 2), np.nan, np.float32)
     neighbour = look - 1 if leaving else look
     motion = between[neighbour] if 0 <= neighbour < len(between) else None
     if motion is None:
@@ -277,9 +315,7 @@ def _velocity(
     if step is None:
         return unknown
     a, b = step
-    velocity = (carried[b] - carried[a]) / (motion.frame_numbers[b] - motion.frame_numbers[a])
-    centre = (velocity[:, :2] + velocity[:, 2:]) / 2
-    return np.concatenate([centre, centre], 1)
+    return np.asarray((carried[b] - carried[a]) / (motion.frame_numbers[b] - motion.frame_numbers[a]), np.float32)
 
 
 def _velocity_step(motion: Motion, *, leaving: bool) -> tuple[int, int] | None:
@@ -296,7 +332,7 @@ def _velocity_step(motion: Motion, *, leaving: bool) -> tuple[int, int] | None:
 
 
 def _faded(
-    tracks: Tracks, ends: _Ends, both: npt.NDArray[np.bool_], since: npt.NDArray[np.integer], until: npt.NDArray[np.integer], motion: Motion | None
+    tracks: Tracks, ends: _Ends, both: npt.NDArray[np.bool_], since: npt.NDArray[np.integer], until: npt.NDArray[np.integer], motion: Motion | None, at_edge: npt.NDArray[np.bool_]
 ) -> Float:
     """(T, P) confidence: of the nearer end, fading with the distance; 0 where a body is not carried that far."""
     left = np.where(ends.left >= 0, tracks.confidence[ends.left], 0.0)
@@ -305,8 +341,8 @@ def _faded(
     share = since / length
     meeting = ((1 - share) * left + share * right) * np.exp(-np.minimum(since, until) / (4 * FADE_FRAMES))
     reach: npt.NDArray[np.floating] | int = length / 2 if motion is not None else EXTRAPOLATE_FRAMES
-    if motion is not None and motion.cut_after is not None:
-        reach = length
+    if motion is not None:
+        reach = np.where(at_edge | (motion.cut_after is not None), length, reach)
     only_left = np.where(since <= reach, left * np.exp(-since / FADE_FRAMES), 0.0)
     only_right = np.where(until <= reach, right * np.exp(-until / FADE_FRAMES), 0.0)
     alone = np.where(ends.left >= 0, only_left, only_right)
@@ -324,7 +360,7 @@ def _beyond(
     leaving = look > 0 or len(tracks.frame_numbers) == 1
     velocity = np.nan_to_num(_velocity(tracks, look, between, rows, leaving=leaving))
     elapsed = (frames - number)[:, None, None]
-    xyxy = tracks.xyxy[rows] + elapsed * velocity
+    xyxy = tracks.xyxy[rows] + elapsed * np.concatenate([velocity, velocity], 1)
     confidence = tracks.confidence[rows] * np.exp(-np.abs(elapsed[..., 0]) / FADE_FRAMES)
     return _Piece(frames, tracks.id[rows], tracks.class_id[rows], confidence.astype(np.float32), _clipped(xyxy, width, height))
 

@@ -18,12 +18,17 @@ from scipy.optimize import linear_sum_assignment
 from firsttouch.detect import Detections
 from firsttouch.motion import Double, Float, Motion, box_distance
 
+Bool = npt.NDArray[np.bool_]
 Int = npt.NDArray[np.int32]
 
 SURE = 0.4
 """Detections at least this confident start tracks; weaker ones only continue them."""
 FORGET_FRAMES = 40
 """A track not seen for longer is over (1.6 s at 25 frames a second)."""
+ASPECT_FRAMES = 25.0
+"""Boxes of a body this far away still say how wide it usually is."""
+BRIDGE_FRAMES = 12
+"""A loss over several glances is filled up to this length, over a single glance always: detectors blink, bodies do not."""
 BALL_ID = 0
 """There is one ball, so it has one identity."""
 BODY_METRES = 1.8
@@ -43,6 +48,7 @@ class Tracks:
     frame_numbers: (S,) int32, the looked-at frames. look: (R,) int32 index into them. id: (R,) int32.
     row: (R,) int32 row of the detection, -1 where the track was carried through a frame in which it was not detected.
     class_id: (R,) uint8, voted. confidence: (R,) float32. xyxy: (R, 4) float32 source pixels.
+    aspect: (R,) float32, the width over height that is usual of this body around this time.
     """
 
     frame_numbers: Int
@@ -52,6 +58,7 @@ class Tracks:
     class_id: npt.NDArray[np.uint8]
     confidence: Float
     xyxy: Float
+    aspect: Float
 
     def at(self, look: int) -> slice:
         """The rows of one looked-at frame."""
@@ -156,7 +163,8 @@ def _associate(detections: Sequence[Detections], between: Sequence[Motion | None
         if look:
             motion = between[look - 1]
             tolerance = _predict(live, motion, detections[look - 1].frame_number, number)
-            taken = _match(live, tolerance, boxes, scores, confidence, sure)
+            paired = _flow_pairs(live, motion, detections[look - 1].frame_number, people)
+            taken = _match(live, tolerance, boxes, scores, confidence, sure, paired)
             _continue(live, taken, boxes, scores, people, number, motion)
             ids[people[taken >= 0]] = live.id[taken[taken >= 0]]
         new = np.flatnonzero((ids[people] < 0) & (confidence >= sure))
@@ -192,7 +200,16 @@ def _predict(live: _Live, motion: Motion | None, before: int, now: int) -> Float
     return np.asarray(tolerance, np.float32)
 
 
-def _match(live: _Live, tolerance: Float, boxes: Float, scores: Float, confidence: Float, sure: float) -> Int:
+def _flow_pairs(live: _Live, motion: Motion | None, before: int, people: npt.NDArray[np.intp]) -> Bool:
+    """(T, N) which live tracks and detections flow itself has joined."""
+    joined = np.zeros((len(live.id), len(people)), np.bool_)
+    if motion is not None:
+        for row, column in motion.pairs:
+            joined |= np.logical_and.outer((live.row == row) & (live.seen == before), people == column)
+    return joined
+
+
+def _match(live: _Live, tolerance: Float, boxes: Float, scores: Float, confidence: Float, sure: float, paired: Bool) -> Int:
     """For every detection the index of the live track it continues, or -1: sure detections first, then weak ones."""
     taken = np.full(len(boxes), -1, np.int32)
     if not len(boxes) or not len(live.id):
@@ -200,6 +217,7 @@ def _match(live: _Live, tolerance: Float, boxes: Float, scores: Float, confidenc
     cost = box_distance(live.box, boxes)
     height = np.maximum(live.box[:, 3] - live.box[:, 1], 1)
     cost = cost + 0.3 * np.abs(np.log(np.maximum(boxes[:, 3] - boxes[:, 1], 1)[None] / height[:, None]))
+    cost = np.where(paired, np.minimum(cost, 0.2), cost)
     cost = np.where(cost <= tolerance[:, None], cost, np.inf)
     mine = live.scores / np.maximum(np.linalg.norm(live.scores, axis=1, keepdims=True), 1e-6)
     theirs = scores / np.maximum(np.linalg.norm(scores, axis=1, keepdims=True), 1e-6)
@@ -281,10 +299,15 @@ def _bridged(rows: list[_Row], numbers: Int, between: Sequence[Motion | None]) -
     filled = list(rows)
     for mine in by_id.values():
         for before, after in zip(mine[:-1], mine[1:], strict=True):
+            unseen = numbers[after.look] - numbers[before.look]
+            if after.look - before.look > 2 and unseen > BRIDGE_FRAMES:
+                continue
             for look in range(before.look + 1, after.look):
                 share = (numbers[look] - numbers[before.look]) / (numbers[after.look] - numbers[before.look])
                 left = _seen_from_before(before, look, between)
                 right = _seen_from_after(after, look, between)
+                if np.abs(left - right).max() > before.xyxy[3] - before.xyxy[1]:
+                    continue
                 box = ((1 - share) * left + share * right).astype(np.float32)
                 confidence = 0.8 * min(before.confidence, after.confidence)
                 filled.append(_Row(look, before.id, -1, before.class_id, confidence, box))
@@ -385,6 +408,7 @@ def _centres(boxes: Float) -> Double:
 
 def _columns(numbers: Int, rows: list[_Row]) -> Tracks:
     rows = sorted(rows, key=lambda r: (r.look, r.id))
+    xyxy = np.array([r.xyxy for r in rows], np.float32).reshape(-1, 4)
     return Tracks(
         frame_numbers=numbers,
         look=np.array([r.look for r in rows], np.int32),
@@ -392,5 +416,22 @@ def _columns(numbers: Int, rows: list[_Row]) -> Tracks:
         row=np.array([r.row for r in rows], np.int32),
         class_id=np.array([r.class_id for r in rows], np.uint8),
         confidence=np.array([r.confidence for r in rows], np.float32),
-        xyxy=np.array([r.xyxy for r in rows], np.float32).reshape(-1, 4),
+        xyxy=xyxy,
+        aspect=_usual_aspect(xyxy, np.array([r.id for r in rows], np.int32), numbers[[r.look for r in rows]]),
     )
+
+
+def _usual_aspect(xyxy: Float, ids: Int, frames: Int) -> Float:
+    """(R,) width over height, averaged over the same body's boxes around each frame, and a little over all bodies of its kind."""
+    size = np.maximum(xyxy[:, 2:] - xyxy[:, :2], 1)
+    aspect = np.log(size[:, 0] / size[:, 1])
+    usual = aspect.copy()
+    for kind in (ids == BALL_ID, ids != BALL_ID):
+        if not kind.any():
+            continue
+        prior = float(np.median(aspect[kind]))
+        for id_ in np.unique(ids[kind]):
+            mine = np.flatnonzero(ids == id_)
+            near = np.exp(-np.abs(frames[mine][:, None] - frames[mine][None]) / ASPECT_FRAMES)
+            usual[mine] = (near @ aspect[mine] + prior) / (near.sum(1) + 1)
+    return np.exp(usual).astype(np.float32)
