@@ -49,7 +49,7 @@ def native(
         node("Mul", ["all_scores", "share"], ["scores"]),
         node("Mul", ["share", "nothing"], ["no_share"]),
         node("Add", ["all_boxes", "no_share"], ["boxes"]),
-        node("Conv", ["x", "kernel"], ["head"], name="pitch_head", pads=[1, 1, 1, 1]),
+        node("Conv", ["x", "kernel"], ["head"], name="pitch_head", strides=[8, 8]),
         node("ReduceMean", ["head"], ["head_mean_4d"], axes=[1, 2, 3], keepdims=1),
         node("Squeeze", ["head_mean_4d", "three"], ["head_mean"]),
         node("Mul", ["head_mean", "nothing"], ["no_head"]),
