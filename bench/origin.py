@@ -19,10 +19,10 @@ import contextlib
 import email.utils
 import gzip
 import json
-import multiprocessing
 import os
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -115,14 +115,16 @@ class Origin:
         port: int = 0,
         host: str = "127.0.0.1",
     ) -> None:
-        self._files = {name: value if isinstance(value, bytes) else Path(value) for name, value in files.items()}
+        self._files = {
+            name: value if isinstance(value, bytes) else Path(value).resolve() for name, value in files.items()
+        }
         self._shape = Shape(bandwidth, rtt, setup, window, ranges, idle_seconds)
         self._faults = dict(faults or {})
         self._tls = tls
         self._host = host
         self._port = port
         self._pipe: Connection | None = None
-        self._process: Any = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self.certificate: Path | None = None
 
@@ -130,26 +132,29 @@ class Origin:
         if self._tls:
             self._folder = tempfile.TemporaryDirectory(prefix="firsttouch-origin-")
             self.certificate = make_certificate(Path(self._folder.name), self._host)
-        # Spawned, not forked: the parent has threads and event loops that must not be copied.
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        settings = (self._files, self._shape, self._faults, self._host, self._port, self.certificate)
-        self._process = context.Process(target=_serve_in_child, args=(theirs, *settings), daemon=True)
-        self._process.start()
+        ours, theirs = socket.socketpair()
+        # A fresh interpreter, neither forked (we have threads) nor one that runs the caller's main module again.
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", f"from bench.origin import serve_until_told; serve_until_told({theirs.fileno()})"],
+            cwd=Path(__file__).resolve().parents[1],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
         theirs.close()
+        self._pipe = Connection(ours.detach())
+        self._pipe.send((self._files, self._shape, self._faults, self._host, self._port, self.certificate))
         self._port = self._answer()
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        if self._pipe is not None:
-            with contextlib.suppress(OSError):
-                self._pipe.send(("stop",))
-            self._process.join(5)
-            if self._process.is_alive():
-                self._process.terminate()
-                self._process.join(5)
-            self._pipe.close()
+        if self._pipe is not None and self._process is not None:
+            self._pipe.close()  # which the child takes as its end
             self._pipe = None
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
         if self._folder is not None:
             self._folder.cleanup()
 
@@ -240,6 +245,7 @@ class _File:
     etag: str
     modified: str
     answers: int = 0
+    compressed: memoryview | None = None
 
 
 class _Link:
@@ -351,7 +357,7 @@ def _reply(
     if not fault.no_etag:
         fields["etag"] = f"W/{etag}" if fault.weak_etag else etag
     if fault.encoding is not None:
-        data = memoryview(gzip.compress(bytes(data), 1))
+        data = _compressed(file, data)
         fields["content-encoding"] = fault.encoding
     obeys = ranges and not fault.ignore_range
     if obeys:
@@ -374,6 +380,12 @@ def _reply(
     if fault.no_length:
         fields |= {"content-length": "", "transfer-encoding": "chunked"}
     return 206, fields, body
+
+
+def _compressed(file: _File, data: memoryview) -> memoryview:
+    if file.compressed is None:
+        file.compressed = memoryview(gzip.compress(data, 1))
+    return file.compressed
 
 
 def _span(first: str, last: str, size: int) -> tuple[int, int]:
@@ -444,18 +456,11 @@ async def _until_gone(reader: asyncio.StreamReader) -> None:
         await asyncio.sleep(0.02)
 
 
-def _serve_in_child(
-    pipe: Connection,
-    files: Mapping[str, bytes | Path],
-    shape: Shape,
-    faults: dict[str, Fault],
-    host: str,
-    port: int,
-    certificate: Path | None,
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(pipe, files, shape, faults, host, port, certificate))
+def serve_until_told(descriptor: int) -> None:
+    """The child's main: takes its files and orders from `descriptor`, and ends when that does."""
+    pipe = Connection(descriptor)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's business
+    asyncio.run(_serve(pipe, *pipe.recv()))
 
 
 async def _serve(
@@ -515,9 +520,6 @@ def _obey(pipe: Connection, server: _Server, stopped: asyncio.Event) -> None:
     try:
         order, *values = pipe.recv()
     except (EOFError, OSError):
-        stopped.set()
-        return
-    if order == "stop":
         stopped.set()
         return
     if order == "fault":

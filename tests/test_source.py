@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench.origin import Fault, Origin
+from bench.origin import IDLE_SECONDS, Fault, Origin
 from firsttouch.clock import Deadline
 from firsttouch.errors import (
     AddressRefused,
@@ -45,7 +45,8 @@ Make = Callable[..., Source]
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[Origin]:
-    with Origin({NAME: DATA, "small.mp4": SMALL, "empty.mp4": b"", "moved.mp4": DATA}) as origin:
+    files = {NAME: DATA, "small.mp4": SMALL, "empty.mp4": b"", "moved.mp4": DATA, "bomb.mp4": bytes(5_000_000)}
+    with Origin(files) as origin:
         yield origin
 
 
@@ -59,8 +60,9 @@ def secure() -> Iterator[Origin]:
 def origin(plain: Origin) -> Iterator[Origin]:
     plain.reset()
     yield plain
-    for name in (NAME, "small.mp4", "empty.mp4", "moved.mp4"):
+    for name in (NAME, "small.mp4", "empty.mp4", "moved.mp4", "bomb.mp4"):
         plain.fault(name, None)
+    plain.shape(bandwidth=0.0, rtt=0.0, idle_seconds=IDLE_SECONDS)
 
 
 @pytest.fixture(params=["file", "memory", "memory stream", "http", "http no ranges", "http no length", "http2"])
@@ -208,7 +210,7 @@ def test_an_empty_file_has_no_bytes(make: Make) -> None:
 
 def test_a_file_larger_than_allowed_is_refused(make: Make) -> None:
     async def work(source: Source) -> None:
-        with pytest.raises(SourceTooLarge):
+        with pytest.raises(SourceTooLarge):  # noqa: PT012  a stream shows its size only later
             await opened(source)
             await source.stream()
         assert source.bytes_fetched < SIZE
@@ -407,7 +409,7 @@ def test_a_fault_for_good_is_a_typed_error_and_never_a_wrong_byte(
     origin: Origin, fault: Fault, error: type[SourceError]
 ) -> None:
     origin.fault(NAME, fault)
-    source = HttpSource(origin.url(NAME), stall_seconds=0.1)
+    source = HttpSource(origin.url(NAME), stall_seconds=0.08, backoff_seconds=0.01)
     with pytest.raises(error) as caught:
         used(source, fetch_everything)
     assert caught.value.hint
@@ -436,7 +438,7 @@ PASSING = [
 @pytest.mark.parametrize("fault", [pytest.param(fault, id=name) for name, fault in PASSING])
 def test_a_fault_that_passes_is_got_over_and_only_what_lacks_is_asked_again(origin: Origin, fault: Fault) -> None:
     origin.fault(NAME, fault)
-    source = HttpSource(origin.url(NAME), stall_seconds=0.25)
+    source = HttpSource(origin.url(NAME), stall_seconds=0.25, backoff_seconds=0.01)
     sparse = used(source, fetch_everything)
     assert sparse.complete
     assert source.bytes_fetched <= SIZE * 1.1
@@ -459,16 +461,16 @@ def test_a_compressed_file_is_streamed_and_inflated(origin: Origin, fault: Fault
 
 
 def test_a_compressed_bomb_is_too_large(origin: Origin) -> None:
-    with Origin({"bomb.mp4": bytes(30_000_000)}, faults={"bomb.mp4": Fault(encoding="gzip", ignore_range=True)}) as bad:
+    origin.fault("bomb.mp4", Fault(encoding="gzip", ignore_range=True))
 
-        async def work(source: Source) -> SparseBytes:
-            _, sparse = await opened(source)
-            with pytest.raises(SourceTooLarge):
-                await source.stream()
-            return sparse
+    async def work(source: Source) -> SparseBytes:
+        _, sparse = await opened(source)
+        with pytest.raises(SourceTooLarge):
+            await source.stream()
+        return sparse
 
-        sparse = used(HttpSource(bad.url("bomb.mp4"), max_bytes=1_000_000), work)
-        assert all(part.stop <= 1_000_000 for part in sparse.have())
+    sparse = used(HttpSource(origin.url("bomb.mp4"), max_bytes=1_000_000), work)
+    assert all(part.stop <= 1_000_000 for part in sparse.have())
 
 
 def test_a_stream_that_is_cut_off_fails_and_says_so_to_its_readers(origin: Origin) -> None:
@@ -532,16 +534,16 @@ def test_redirects_are_followed_and_the_last_url_is_asked_from_then_on(origin: O
     assert asked.count(f"/{NAME}") >= 3
 
 
-def test_head_and_tail_are_asked_in_one_round_trip() -> None:
-    with Origin({NAME: DATA}, rtt=0.2) as far:
+def test_head_and_tail_are_asked_in_one_round_trip(origin: Origin) -> None:
+    origin.shape(rtt=0.2)
 
-        async def work(source: Source) -> float:
-            begun = time.monotonic()
-            await opened(source, head=1000, tail=1000)
-            await source.fetch_all([ByteRange(0, 1000), ByteRange(SIZE - 1000, SIZE)])
-            return time.monotonic() - begun
+    async def work(source: Source) -> float:
+        begun = time.monotonic()
+        await opened(source, head=1000, tail=1000)
+        await source.fetch_all([ByteRange(0, 1000), ByteRange(SIZE - 1000, SIZE)])
+        return time.monotonic() - begun
 
-        assert 0.2 <= used(HttpSource(far.url(NAME)), work) < 0.4
+    assert 0.2 <= used(HttpSource(origin.url(NAME)), work) < 0.4
 
 
 def test_the_etag_is_sent_back(origin: Origin) -> None:
@@ -634,18 +636,18 @@ def test_a_warm_connection_is_used(
     run(go())
 
 
-def test_warm_connections_outlive_the_origins_patience() -> None:
-    with Origin({NAME: DATA}, idle_seconds=0.4) as hasty:
+def test_warm_connections_outlive_the_origins_patience(origin: Origin) -> None:
+    origin.shape(idle_seconds=0.4)
 
-        async def go() -> None:
-            async with Connections() as connections:
-                await connections.warm([hasty.base], again_after_seconds=0.1)
-                await asyncio.sleep(0.8)
-                async with HttpSource(hasty.url(NAME), connections=connections) as source:
-                    facts, _ = await opened(source)
-                    assert facts.warm
+    async def go() -> None:
+        async with Connections() as connections:
+            await connections.warm([origin.base], again_after_seconds=0.1)
+            await asyncio.sleep(0.7)
+            async with HttpSource(origin.url(NAME), connections=connections) as source:
+                facts, _ = await opened(source)
+                assert facts.warm
 
-        run(go())
+    run(go())
 
 
 def test_an_origin_that_comes_back_is_warm_again(origin: Origin) -> None:
@@ -691,29 +693,29 @@ def test_a_dead_warm_connection_costs_little(origin: Origin) -> None:
 # ---- cancelling ----
 
 
-def test_cancelling_returns_at_once_and_harms_nobody(request: pytest.FixtureRequest) -> None:
-    with Origin({NAME: DATA}, bandwidth=4e6) as slow:
+def test_cancelling_returns_at_once_and_harms_nobody(origin: Origin) -> None:
+    origin.shape(bandwidth=4e6)
 
-        async def go() -> float:
-            async with Connections() as connections, HttpSource(slow.url(NAME), connections=connections) as source:
-                _, sparse = await opened(source, head=1000, tail=1000)
-                other = asyncio.create_task(source.fetch(ByteRange(500_000, 560_000)))
-                doomed = asyncio.create_task(source.fetch(ByteRange(1000, 450_000)))
-                await asyncio.sleep(0.1)
-                begun = time.monotonic()
-                doomed.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await doomed
-                took = time.monotonic() - begun
-                await other
-                assert sparse.read(ByteRange(500_000, 560_000)) == DATA[500_000:560_000]
-                await asyncio.sleep(0.1)
-                stopped_at = source.bytes_fetched
-                await asyncio.sleep(0.15)
-                assert source.bytes_fetched == stopped_at
-                return took
+    async def go() -> float:
+        async with Connections() as connections, HttpSource(origin.url(NAME), connections=connections) as source:
+            _, sparse = await opened(source, head=1000, tail=1000)
+            other = asyncio.create_task(source.fetch(ByteRange(500_000, 560_000)))
+            doomed = asyncio.create_task(source.fetch(ByteRange(1000, 450_000)))
+            await asyncio.sleep(0.1)
+            begun = time.monotonic()
+            doomed.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await doomed
+            took = time.monotonic() - begun
+            await other
+            assert sparse.read(ByteRange(500_000, 560_000)) == DATA[500_000:560_000]
+            await asyncio.sleep(0.1)
+            stopped_at = source.bytes_fetched
+            await asyncio.sleep(0.15)
+            assert source.bytes_fetched == stopped_at
+            return took
 
-        assert run(go()) < 0.05
+    assert run(go()) < 0.05
 
 
 def test_a_new_plan_that_wants_the_same_bytes_keeps_what_flows(origin: Origin) -> None:
@@ -732,27 +734,27 @@ def test_a_new_plan_that_wants_the_same_bytes_keeps_what_flows(origin: Origin) -
     assert origin.counts().aborted == 0
 
 
-def test_closing_in_the_middle_returns_at_once_and_leaves_no_descriptor() -> None:
-    with Origin({NAME: DATA}, bandwidth=4e6) as slow:
+def test_closing_in_the_middle_returns_at_once_and_leaves_no_descriptor(origin: Origin) -> None:
+    origin.shape(bandwidth=4e6)
 
-        async def go() -> float:
-            source = HttpSource(slow.url(NAME))
-            await opened(source)
-            fetching = asyncio.create_task(source.stream())
-            await asyncio.sleep(0.05)
-            begun = time.monotonic()
-            await source.close()
-            took = time.monotonic() - begun
-            with pytest.raises(asyncio.CancelledError):
-                await fetching
-            assert len(asyncio.all_tasks()) <= 2  # this one and its time limit
-            return took
+    async def go() -> float:
+        source = HttpSource(origin.url(NAME))
+        await opened(source)
+        fetching = asyncio.create_task(source.stream())
+        await asyncio.sleep(0.05)
+        begun = time.monotonic()
+        await source.close()
+        took = time.monotonic() - begun
+        with pytest.raises(asyncio.CancelledError):
+            await fetching
+        assert len(asyncio.all_tasks()) <= 2  # this one and its time limit
+        return took
 
-        run(go())
-        before = len(os.listdir("/proc/self/fd"))
-        for _ in range(3):
-            assert run(go()) < 0.05
-        assert len(os.listdir("/proc/self/fd")) <= before
+    run(go())
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        assert run(go()) < 0.05
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_no_descriptor_is_left_by_errors_and_streams(origin: Origin, tmp_path: Path) -> None:
@@ -762,7 +764,7 @@ def test_no_descriptor_is_left_by_errors_and_streams(origin: Origin, tmp_path: P
         for fault in (Fault(), Fault(status=404), Fault(ignore_range=True), Fault(cut_after=10, after=2)):
             origin.fault(NAME, fault)
             try:
-                used(HttpSource(origin.url(NAME), stall_seconds=0.1), fetch_everything)
+                used(HttpSource(origin.url(NAME), stall_seconds=0.08, backoff_seconds=0.01), fetch_everything)
             except SourceError:
                 continue
         used(FileSource(tmp_path / NAME), fetch_everything)

@@ -132,6 +132,7 @@ class HttpSource:
         parallel: int = PARALLEL_REQUESTS,
         piece_bytes: int = PIECE_BYTES,
         stall_seconds: float = STALL_SECONDS,
+        backoff_seconds: float = BACKOFF_SECONDS,
     ) -> None:
         check_url(url)
         self.name = fit_to_show(url)
@@ -146,6 +147,7 @@ class HttpSource:
         self._parallel = parallel
         self._piece_bytes = piece_bytes
         self._stall_seconds = stall_seconds
+        self._backoff_seconds = backoff_seconds
         self._deadline = Deadline.after(None)
         self._facts: Facts | None = None
         self._sparse = SparseBytes(None)
@@ -561,7 +563,7 @@ class HttpSource:
         """Ask again for what is missing, a few times with growing pauses; then it is an error."""
         if "again" not in self._timers:  # what fails together counts once
             self._failed_tries += 1
-        pause = BACKOFF_SECONDS * 2 ** (self._failed_tries - 1)
+        pause = self._backoff_seconds * 2 ** (self._failed_tries - 1)
         if why.after_seconds is not None:
             pause = max(pause, why.after_seconds)
         if (request.whole and request.kept) or self._failed_tries > TRIES or pause >= self._deadline.remaining():
