@@ -28,7 +28,7 @@ from rich.table import Table
 from firsttouch.detect import Detector
 from firsttouch.errors import DeadlineExceeded, FirsttouchError, SettingsError
 from firsttouch.pipeline import Analysis, Options, analyze, detector_for
-from firsttouch.predict import FASTEST_SECONDS, Fetch, judged
+from firsttouch.predict import FASTEST_SECONDS, Fetch, carried_f1, judged
 from firsttouch.settings import Settings, load
 
 RUNS = 3
@@ -97,7 +97,7 @@ def run_of(analysis: Analysis, mode: Fetch, settings: Settings, detector: Detect
     with_objects = sum(len(frame.ids) > 0 for frame in analysis.frames)
     prediction = judged(
         coverage=with_objects / max(1, analysis.frame_count),
-        stride=len(analysis.frames) / max(1, analysis.frames_detected),
+        f1=carried_f1(len(analysis.frames) / max(1, analysis.frames_detected)),
         seconds=analysis.stage_seconds["total"],
         pitch=not settings.skip_pitch,
         fastest=FASTEST_SECONDS,

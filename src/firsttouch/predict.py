@@ -7,7 +7,7 @@ Values in, values out; no clock, no I/O. `settings` uses it with nominal rates t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -26,8 +26,24 @@ DETECTOR_QUALITY = 0.9
 STRIDES = (1, 2, 3, 5, 8, 12, 18, 25, 37)
 """Distances between looked-at frames that the automatic stride chooses from."""
 
-F1_BY_STRIDE = ((1, 1.0), (5, 0.94), (8, 0.92), (12, 0.91), (18, 0.90), (25, 0.87), (37, 0.84), (150, 0.55))
+BUDGETS = tuple(quarter / 4 for quarter in range(2, 49))
+"""Deadlines that `best_deadline` chooses from, in seconds."""
+
+F1_BY_STRIDE = (
+    (1, 1.0),
+    (5, 0.94),
+    (8, 0.92),
+    (12, 0.91),
+    (18, 0.90),
+    (25, 0.87),
+    (37, 0.84),
+    (75, 0.6),
+    (150, 0.3),
+)
 """F1 of boxes carried by flow, against every frame looked at (measured; beyond 37 an extrapolation)."""
+
+F1_BY_GAP = ((1, 1.0), (5, 0.92), (8, 0.87), (12, 0.75), (25, 0.35), (50, 0.15), (100, 0.07), (200, 0.03))
+"""The same without flow: frames that nobody decoded are interpolated over the gap."""
 
 KEYPOINTS_BY_COVERAGE = ((0.0, 0.0), (40 / 750, 0.02), (525 / 750, 0.55), (1.0, 0.77))
 """The judge's key-point score of the first part of a clip, measured with the judge's own code."""
@@ -40,6 +56,7 @@ class Clip:
     seconds: float = 30.0
     frames_per_second: float = 25.0
     megabytes: float = 14.0
+    frames_per_gop: int = 50
 
     @property
     def frame_count(self) -> int:
@@ -61,6 +78,28 @@ class Rates:
     flow_ms: float = 1.4
     cores: float = 2.0
 
+    @classmethod
+    def of_run(
+        cls,
+        stage_seconds: Mapping[str, float],
+        *,
+        frame_count: int,
+        frames_looked_at: int,
+        bytes_per_second: float,
+        round_trip_seconds: float,
+        cores: float,
+    ) -> Rates:
+        """What a run that answered the whole clip has shown; its stages are CPU seconds over all threads."""
+        return cls(
+            bytes_per_second=bytes_per_second,
+            round_trip_seconds=round_trip_seconds,
+            connect_seconds=stage_seconds.get("connect", 0.0),
+            decode_ms=1000 * stage_seconds.get("decode", 0.0) / max(1, frame_count),
+            detect_ms=1000 * stage_seconds.get("detect", 0.0) / max(1, frames_looked_at),
+            flow_ms=500 * stage_seconds.get("carry", 0.0) / max(1, frame_count),
+            cores=cores,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -76,11 +115,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Expected time and score; `coverage` is the share of the clip's frames that are answered."""
+    """Expected time and score; `coverage` is the share of frames answered, `f1` how well those are."""
 
     seconds: float
     coverage: float
-    stride: float
+    f1: float
     bbox: float
     keypoints: float
     speed: float
@@ -127,20 +166,45 @@ def predict(
         return predict(replace(choice, stride=2), clip, rates, fastest)  # gaps appear, and gaps cost flow
     done = 1.0 if start + work <= limit else max(0.0, (limit - start) / work)
     seconds = min(start + work, limit)
-    if choice.fetch == "sparse":  # coarse to fine: what is missing at the deadline is density, not coverage
-        coverage, stride = (1.0, choice.stride / done) if done > 0 else (0.0, math.inf)
+    f1 = carried_f1(choice.stride)
+    if choice.fetch == "sparse":  # coarse to fine: what is missing at the deadline is the end of each GOP
+        coverage = 1.0 if done > 0 else 0.0
+        f1 = done * f1 + (1 - done) * interpolate(F1_BY_GAP, (1 - done) * clip.frames_per_gop)
     else:  # in file order: what is missing at the deadline is the end of the clip
-        coverage, stride = reach * done, float(choice.stride)
-    return judged(coverage, stride, seconds, pitch=choice.pitch, fastest=fastest)
+        coverage = reach * done
+    return judged(coverage, f1, seconds, pitch=choice.pitch, fastest=fastest)
 
 
-def judged(coverage: float, stride: float, seconds: float, *, pitch: bool, fastest: float) -> Prediction:
-    """The score of an answer for `coverage` of the clip, looked at every `stride` frames, after `seconds`."""
-    quality = DETECTOR_QUALITY * interpolate(F1_BY_STRIDE, stride)
-    bbox = quality * min(1.0, coverage / 0.7)
-    keypoints = interpolate(KEYPOINTS_BY_COVERAGE, coverage) if pitch else 0.0
+def carried_f1(stride: float) -> float:
+    """Expected F1 against every frame looked at, when every `stride`-th is and the rest is carried by flow."""
+    return interpolate(F1_BY_STRIDE, stride)
+
+
+def judged(coverage: float, f1: float, seconds: float, *, pitch: bool, fastest: float) -> Prediction:
+    """The score of an answer for `coverage` of the clip with `f1` in what it answers, after `seconds`.
+
+    Key points are taken to be as well carried as boxes, which is an assumption.
+    """
+    bbox = DETECTOR_QUALITY * f1 * min(1.0, coverage / 0.7)
+    keypoints = f1 * interpolate(KEYPOINTS_BY_COVERAGE, coverage) if pitch else 0.0
     speed = speed_term(seconds, fastest, bbox)
-    return Prediction(seconds, coverage, stride, bbox, keypoints, speed, final_score(bbox, keypoints, speed))
+    return Prediction(seconds, coverage, f1, bbox, keypoints, speed, final_score(bbox, keypoints, speed))
+
+
+def best_deadline(
+    clip: Clip | None = None,
+    rates: Rates | None = None,
+    fastest: float = FASTEST_SECONDS,
+    *,
+    pitch: bool = True,
+) -> float:
+    """The budget in seconds after which another second costs more score than it brings (TIME_BUDGET_S=auto)."""
+    scores = [
+        (budget, predict(Choice(budget_seconds=budget, pitch=pitch), clip, rates, fastest).final)
+        for budget in BUDGETS
+    ]
+    best = max(score for _, score in scores)
+    return next(budget for budget, score in scores if score >= best - 0.001)
 
 
 def _seconds(choice: Choice, stride: int, reach: float, clip: Clip, rates: Rates) -> tuple[float, float]:
