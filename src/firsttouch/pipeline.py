@@ -415,7 +415,7 @@ class _Run:
         """The rates as this run sees them; the earlier value where it has seen too little to tell."""
         assert self.work is not None
         work, seconds, rates = self.work, self.watch.seconds, self.rates
-        if work.frames_decoded >= 12:
+        if work.frames_decoded >= 12 and "decode" in seconds:  # the stage is added when a quantum ends
             rates = replace(rates, decode_reference_seconds=seconds["decode"] / work.frames_decoded)
         if len(work.detections) >= 4:
             rates = replace(rates, detect_seconds=seconds["detect"] / len(work.detections))
@@ -567,6 +567,10 @@ class _Asking:
 
     def __init__(self, sparse: SparseBytes, ask: Callable[[int], None]) -> None:
         self._sparse, self._ask = sparse, ask
+
+    @property
+    def size(self) -> int | None:
+        return self._sparse.size
 
     def file(self, deadline: Deadline | None = None) -> BinaryIO:
         return cast(BinaryIO, _AskingFile(self._sparse, self._sparse.file(deadline), self._ask))
