@@ -111,6 +111,8 @@ def read_moov(moov: bytes) -> VideoTrack:
     _blank_others(data, root, keep_track=video)
     facts = _Facts()
     _check(data, video, facts)
+    if not facts.codec_tag:
+        raise IndexInvalid("the video track has no sample description")
     if facts.samples > MAX_SAMPLES:
         raise IndexInvalid(f"the index claims {facts.samples} samples, more than {MAX_SAMPLES}")
     if facts.samples * facts.edits > MAX_EDITED_SAMPLES:

@@ -11,17 +11,20 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import BinaryIO
 
 import av
 import cv2
 import numpy as np
 import numpy.typing as npt
+from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, VideoReformatter
 
+from firsttouch.boxes import read_header
 from firsttouch.clock import Deadline
-from firsttouch.errors import DecodeFailed, FirsttouchError, NotAVideo
+from firsttouch.errors import DecodeFailed, NotAVideo
 from firsttouch.index import Index
 from firsttouch.ranges import ByteRange
 from firsttouch.sparse import SparseBytes
@@ -140,6 +143,10 @@ class GopDecoder:
             else:
                 return
 
+    def cut(self, stop_row: int) -> None:
+        """Feed no row from `stop_row` on; what was fed stays."""
+        self._rows[self._at :] = [row for row in self._rows[self._at :] if row < stop_row]
+
     def close(self) -> None:
         """Give the decoder's memory back; frames handed out stay valid."""
         self._context = None
@@ -248,35 +255,27 @@ class _Converter:
             return picture
         if self._reformatter is None:
             self._reformatter = VideoReformatter()
-        return self._reformatter.reformat(
-            picture, format="yuv420p", dst_color_range=ColorRange.MPEG, threads=1
-        )
+        return self._reformatter.reformat(picture, format="yuv420p", dst_color_range=ColorRange.MPEG, threads=1)
 
 
 class StreamDecoder:
     """A container without an index at hand, decoded in order from its start. Blocks its thread for bytes.
 
-    Raises NotAVideo, DecodeFailed, and what stopped the bytes (DeadlineExceeded, SourceError).
+    Raises NotAVideo, IndexInvalid, DecodeFailed, and what stopped the bytes (DeadlineExceeded, SourceError).
     """
 
     def __init__(self, sparse: SparseBytes, deadline: Deadline | None = None) -> None:
-        try:
-            self._container = av.open(
-                sparse.file(deadline or Deadline.after(None)),
-                mode="r",
-                metadata_errors="ignore",
-                options={"max_pixels": str(MAX_PIXELS), "max_streams": "64", "enable_drefs": "0"},
-            )
-        except FirsttouchError:
-            raise
-        except (av.FFmpegError, ValueError) as exc:
-            raise NotAVideo(f"no container that FFmpeg knows: {exc}") from exc
+        self._container = _open_stream(sparse, deadline or Deadline.after(None))
         if not self._container.streams.video:
             self._container.close()
             raise NotAVideo("the file has no video track")
         self._stream = self._container.streams.video[0]
-        self._stream.codec_context.thread_count = 1
         context = self._stream.codec_context
+        if context is None:
+            self._container.close()
+            raise NotAVideo("no decoder for the video's codec")
+        context.thread_count = 1
+        context.options = {"max_pixels": str(MAX_PIXELS)}
         self.codec: str = context.name
         self.width: int = context.width
         self.height: int = context.height
@@ -315,14 +314,54 @@ class StreamDecoder:
                 packet = next(packets)
             except StopIteration:
                 return
-            except FirsttouchError:
-                raise
             except av.FFmpegError as exc:
                 raise DecodeFailed(f"the container is damaged: {exc}") from exc
             try:
                 yield from packet.decode()
             except av.FFmpegError:
                 continue
+
+
+class _Pipe:
+    """A file that can only be read: FFmpeg then never looks for its end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read = file.read
+
+
+def _open_stream(sparse: SparseBytes, deadline: Deadline) -> InputContainer:
+    """FFmpeg's view of a stream. While its length is unknown it is a pipe, except an MP4 with its samples before
+    its index, for which all of it has to come."""
+    file = sparse.file(deadline)
+    source: BinaryIO | _Pipe = file
+    if sparse.size is None and _samples_come_first(file):
+        while file.read(1 << 20):
+            pass
+    elif sparse.size is None:
+        source = _Pipe(file)
+    file.seek(0)
+    options = {"max_streams": "64", "enable_drefs": "0"}
+    try:
+        return av.open(source, mode="r", metadata_errors="ignore", options=options)
+    except (av.FFmpegError, ValueError) as exc:
+        raise NotAVideo(f"no container that FFmpeg knows: {exc}") from exc
+
+
+def _samples_come_first(file: BinaryIO) -> bool:
+    """Whether this is an MP4 whose mdat stands before its moov."""
+    at = 0
+    for _ in range(100):
+        file.seek(at)
+        header = b""
+        while len(header) < 16 and (more := file.read(16 - len(header))):
+            header += more
+        if len(header) < 16 or (at == 0 and header[4:8] != b"ftyp"):
+            return False
+        box = read_header(header, 0, at, at + 16)
+        if box.kind in (b"moov", b"moof", b"mdat"):
+            return box.kind == b"mdat"
+        at = box.stop
+    return False
 
 
 def decode_stream(sparse: SparseBytes, deadline: Deadline | None = None) -> Iterator[Frame]:

@@ -86,7 +86,8 @@ class Index:
     frame_number: npt.NDArray[np.int32]
     """Display order from 0, as OpenCV's VideoCapture counts; -1: decoded but never shown."""
     is_disposable: npt.NDArray[np.bool_]
-    """Probably no other frame needs it: as the container says, or else judged by the order of pts."""
+    """Probably no other frame needs it: as the container says, or else judged by the order of pts. Good for
+    planning only: which of two B-frames in a row is a reference, their bytes tell (`decode.is_reference`)."""
     missing_rows: int = 0
     """Samples that the index names beyond the end of a cut off file; they have no row."""
 
@@ -381,6 +382,8 @@ def _with_ffmpeg(file: _Overlay, track: VideoTrack, size: int, cut_off: bool) ->
             if not container.streams.video:
                 raise NotAVideo("the file has no video track that can be read")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise NotAVideo(f"no decoder for the video's codec {track.codec_tag!r}")
             _bound_entries(stream, file, size, cut_off)
             samples = _demux(container, stream)
             return _make_index(stream, samples, track, size, cut_off)
@@ -406,8 +409,8 @@ def _bound_entries(stream: VideoStream, file: _Overlay, size: int, cut_off: bool
 def _demux(container: av.container.InputContainer, stream: VideoStream) -> _Samples:
     rows = []
     for packet in container.demux(stream):
-        if packet.pos is None or packet.dts is None:
-            continue
+        if packet.pos is None or packet.dts is None or packet.is_corrupt:
+            continue  # the last, empty packet, and one that the end of the file cuts
         pts = packet.dts if packet.pts is None else packet.pts
         flags = (packet.is_keyframe, packet.is_discard, packet.is_disposable)
         rows.append((packet.pos, packet.size, packet.dts, pts, *flags))
@@ -418,9 +421,7 @@ def _demux(container: av.container.InputContainer, stream: VideoStream) -> _Samp
     if not rows:
         raise IndexInvalid("the index names no sample inside the file")
     numbers = np.array(rows, np.int64).T
-    return _Samples(
-        *(np.ascontiguousarray(n) for n in numbers[:4]), *(n.astype(np.bool_) for n in numbers[4:])
-    )
+    return _Samples(*(np.ascontiguousarray(n) for n in numbers[:4]), *(n.astype(np.bool_) for n in numbers[4:]))
 
 
 def _make_index(stream: VideoStream, samples: _Samples, track: VideoTrack, size: int, cut_off: bool) -> Index:
