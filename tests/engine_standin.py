@@ -13,7 +13,7 @@ import numpy as np
 
 from firsttouch.carry import FrameAnswer
 from firsttouch.clock import Deadline
-from firsttouch.errors import DeadlineExceeded, NotAVideo
+from firsttouch.errors import DeadlineExceeded, ModelNotFound, NotAVideo
 from firsttouch.pipeline import Analysis, Options
 
 __all__ = ["Options", "analyze_steps", "detector_for"]
@@ -31,7 +31,9 @@ class _Detector:
 
 def detector_for(settings: Any) -> _Detector:
     if settings.wallet_name == "broken":
-        raise RuntimeError("no model")
+        raise RuntimeError("a bug")
+    if settings.wallet_name == "no-model":
+        raise ModelNotFound("no such model")
     return _Detector()
 
 

@@ -198,14 +198,16 @@ def test_a_stuck_child_is_killed_at_the_deadline_and_what_had_come_is_the_answer
             late = time.monotonic() - begun - 0.5
             assert steps[-1].stopped_by == "deadline"
             assert len(steps[-1].frames) == 10
-            assert 0 <= late < 0.3
+            assert 0 <= late < 0.2
             begun = time.monotonic()
             assert await answers(made, "pid")  # by the spare, at once
             assert time.monotonic() - begun < 0.5
             with pytest.raises(DeadlineExceeded):
                 await answers(made, "stuck", 0.3)
-            assert made.stats.restarts == {"overstayed": 2}
             assert await answers(made, "pid")
+            async with asyncio.timeout(10):
+                while made.stats.restarts != {"did not stop": 1, "overstayed": 1}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
 
     run(test)
 
@@ -260,8 +262,8 @@ def test_a_child_that_does_not_stop_is_killed() -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+            assert await answers(made, "pid")  # by a new one
             assert made.stats.restarts == {"did not stop": 1}
-            assert await answers(made, "pid")
 
     run(test)
 
@@ -298,12 +300,21 @@ def test_closing_leaves_no_process_and_no_descriptor() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_child_that_cannot_start_is_said_and_tried_again() -> None:
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [({"wallet_name": "broken"}, "ended while it started"), ({"wallet_name": "no-model"}, "no such model")],
+)
+def test_a_child_that_cannot_start_is_said_and_tried_again(given: dict[str, Any], why: str) -> None:
     async def test() -> None:
-        made = Engine(Settings(wallet_name="broken"), spares=0, pipeline="engine_standin")
-        async with made:
-            assert not await made.wait_ready(Deadline.after(5))
+        async with (
+            Engine(Settings(**given), spares=0, pipeline="engine_standin") as made,
+            asyncio.timeout(60),
+        ):
+            while made.problem is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert why in made.problem
             assert not made.ready
-            assert "ended while it started" in str(made.problem)
+            with pytest.raises(EngineFailed, match=why):
+                await answers(made, "pid", 0.05)
 
     run(test)

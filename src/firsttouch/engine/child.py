@@ -61,7 +61,11 @@ class Child:
 
     async def serve(self) -> None:
         """Warm up, say so, do jobs until the parent closes."""
-        await self._warm()
+        try:
+            await self._warm()
+        except FirsttouchError as error:
+            await self._send(wire.pack_error(0, error))
+            return
         cap_memory(self._settings.engine_memory_mb * 1_000_000)
         await self._send(wire.pack({"is": "ready", "runtime": self._runtime(), "rss": rss_bytes()}))
         job: asyncio.Task[None] | None = None
@@ -80,17 +84,16 @@ class Child:
             job.cancel()
 
     async def _warm(self) -> None:
-        with Stopwatch().stage("warm"):
-            self._detector = await asyncio.to_thread(self._pipeline.detector_for, self._settings)
-            await asyncio.to_thread(_look_once, self._detector, not self._settings.skip_pitch)
-            self._connections = Connections(policy=self._policy)
-            if self._settings.warm_origins:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(WARM_SECONDS):
-                        outcome = await self._connections.warm(self._settings.warm_origins)
-                        for origin, error in outcome.items():
-                            if error is not None:
-                                log.warning("the origin %s is not warm: %s", origin, error)
+        self._detector = await asyncio.to_thread(self._pipeline.detector_for, self._settings)
+        await asyncio.to_thread(_look_once, self._detector, not self._settings.skip_pitch)
+        self._connections = Connections(policy=self._policy)
+        if self._settings.warm_origins:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WARM_SECONDS):
+                    outcome = await self._connections.warm(self._settings.warm_origins)
+                    for origin, error in outcome.items():
+                        if error is not None:
+                            log.warning("the origin %s is not warm: %s", origin, error)
 
     def _runtime(self) -> str:
         found = (getattr(self._detector, name, "?") for name in ("runtime", "precision", "device"))
@@ -105,8 +108,6 @@ class Child:
                 await self._send(wire.pack({"is": "end", "job": job}))
             else:
                 await self._analyze(job, header)
-        except asyncio.CancelledError:
-            await self._send(wire.pack({"is": "cancelled", "job": job}))
         except MemoryError:
             await self._send(
                 wire.pack_error(job, EngineFailed("the clip needs more memory than the engine may use"))

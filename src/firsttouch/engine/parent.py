@@ -14,9 +14,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from firsttouch.clock import Deadline
 from firsttouch.engine import wire
@@ -32,11 +33,14 @@ MAX_SECONDS = 230.0
 FIRST_FRAME_SECONDS = 30.0
 """When the budget begins at the first frame, that frame must come by then."""
 
-CANCEL_SECONDS = 0.5
-"""A child that does not stop its job in this time is killed; the pipeline promises 50 ms."""
+CANCEL_SECONDS = 2.0
+"""A child that does not stop its job in this time is killed. The pipeline promises 50 ms; a busy machine is slower."""
 
-OVERSTAY_SECONDS = 0.02
-"""How long after a job's deadline its child is killed: the pipeline keeps its own reserve before it."""
+KEPT_SECONDS = 0.02
+"""How long after its deadline the best so far becomes a job's answer: the pipeline has a reserve before it."""
+
+LATE_SECONDS = 0.5
+"""How long after its deadline a job that has answered nothing yet may still answer before its child is killed."""
 
 WATCH_SECONDS = 0.05
 START_SECONDS = 120.0
@@ -87,7 +91,7 @@ class Engine:
         self._pipeline = pipeline
         self._idle: list[_Child] = []
         self._all: set[_Child] = set()
-        self._starting: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
         self._failures = 0
         self._closing = False
@@ -103,7 +107,7 @@ class Engine:
     def start(self) -> None:
         """Begin to start the children; returns at once."""
         for _ in range(self.size + self.spares):
-            self._start_one()
+            self._spawn(self._run_child())
 
     @property
     def ready(self) -> bool:
@@ -135,26 +139,29 @@ class Engine:
         child = await self._take(job.deadline)
         number = next(self._numbers)
         self.stats.jobs += 1
-        clean = False
         try:
-            async for analysis in child.do(number, job, self.settings):
-                yield analysis
-            clean = True
-        except FirsttouchError:
-            clean = child.ending is None
-            raise
+            async with aclosing(child.do(number, job, self.settings)) as answers:
+                async for analysis in answers:
+                    yield analysis
         finally:
-            if not clean and child.ending is None:
-                await asyncio.shield(child.cancel(number))
-            self._give_back(child)
-            await asyncio.shield(self._tell())
+            # Stopping may take a while, and whoever waits for the answer must not wait for it.
+            self._spawn(self._release(child, number))
+
+    async def _release(self, child: _Child, number: int) -> None:
+        """Stop the job if it still runs; then the child is free again, or dead."""
+        if child.at_work:
+            await child.cancel(number)
+        if child.ending is None and not self._closing:
+            self._idle.append(child)
+        await self._tell()
 
     async def close(self) -> None:
         """Kill all children and wait for their end."""
         self._closing = True
-        for task in self._starting:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._starting, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(child.close() for child in list(self._all)))
         self._all.clear()
         self._idle.clear()
@@ -168,14 +175,10 @@ class Engine:
             why = f": {self.problem}" if self.problem else ""
             raise EngineFailed(f"no engine was ready before the deadline{why}") from exc
 
-    def _give_back(self, child: _Child) -> None:
-        if child.ending is None and not self._closing:
-            self._idle.append(child)
-
-    def _start_one(self) -> None:
-        task = asyncio.create_task(self._run_child())
-        self._starting.add(task)
-        task.add_done_callback(self._starting.discard)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _run_child(self) -> None:
         """Start one child, with growing pauses while that fails."""
@@ -204,7 +207,7 @@ class Engine:
             return
         self.stats.restarts[ending] = self.stats.restarts.get(ending, 0) + 1
         log.warning("the engine %s; a new one is being started", ending, extra={"engine_pid": child.pid})
-        self._start_one()
+        self._spawn(self._run_child())
 
     async def _tell(self) -> None:
         async with self._changed:
@@ -224,6 +227,7 @@ class _Child:
     ) -> None:
         self.process, self.pid = process, process.pid
         self.warm = False
+        self.at_work = False
         self.ending: Ending | None = None
         self._reader, self._writer = reader, writer
         self._cap_bytes, self._on_end = cap_bytes, on_end
@@ -268,30 +272,35 @@ class _Child:
     async def do(self, number: int, job: Job, settings: Settings) -> AsyncGenerator[Analysis]:
         """Send the job and yield its answers until its end or its limit."""
         limit = _Limit.of(job, settings)
+        self.at_work = True
         self._writer.write(_pack_job(number, job, settings))
         latest: Analysis | None = None
         while True:
+            # With something in hand the deadline is kept; with nothing, a late answer is better than none.
+            grace = KEPT_SECONDS if latest is not None else LATE_SECONDS
             try:
-                async with asyncio.timeout(_seconds(limit.deadline)):
+                async with asyncio.timeout(_seconds(limit.deadline.earlier(-grace))):
                     message = await self._messages.get()
             except TimeoutError:
-                self.kill("overstayed")
+                if latest is None:
+                    self.kill("overstayed")
                 message = None
             if message is None:
                 if latest is None:
-                    raise self._error(job)
+                    raise self._error()
                 yield _cut_short(latest)
                 return
-            kind, header = message[0].get("is"), message[0]
+            header = message[0]
             if header.get("job") != number:
                 continue  # what a cancelled job had still sent
-            if kind == "answer":
+            self.at_work = header.get("is") == "answer"
+            if header.get("is") == "answer":
                 latest = await asyncio.to_thread(wire.read_analysis, *message)
                 limit.first_frame(settings)
                 yield latest
-            elif kind == "error":
+            elif header.get("is") == "error":
                 raise wire.read_error(header)
-            elif kind == "end":
+            else:
                 return
 
     async def cancel(self, number: int) -> None:
@@ -334,7 +343,7 @@ class _Child:
         with contextlib.suppress(ConnectionError, OSError):
             await self._writer.wait_closed()
 
-    def _error(self, job: Job) -> FirsttouchError:
+    def _error(self) -> FirsttouchError:
         if self.ending == "overstayed":
             return DeadlineExceeded("the engine had nothing to answer at the deadline")
         hint = "the clip may be damaged or hostile" if self.ending == "too much memory" else None
@@ -378,11 +387,11 @@ class _Limit:
             return cls(Deadline.after(FIRST_FRAME_SECONDS), True)
         longest = Deadline.after(MAX_SECONDS)
         moment = min(longest.moment, job.deadline.moment)
-        return cls(Deadline(moment + OVERSTAY_SECONDS), False)
+        return cls(Deadline(moment), False)
 
     def first_frame(self, settings: Settings) -> None:
         if self.waits_for_first_frame:
-            seconds = (settings.deadline_seconds or MAX_SECONDS) + OVERSTAY_SECONDS
+            seconds = settings.deadline_seconds or MAX_SECONDS
             self.deadline, self.waits_for_first_frame = Deadline.after(seconds), False
 
 
