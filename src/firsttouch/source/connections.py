@@ -22,7 +22,7 @@ CONNECT_SECONDS = 10.0
 CONNECT_SECONDS_EACH = 3.0
 REWARM_SECONDS = 45.0
 """Common origins close idle connections after 60 to 75 s (nginx: keepalive_timeout 75 s)."""
-WARM_PER_ORIGIN = 4
+WARM_PER_ORIGIN = 8
 """As many connections as HttpSource uses on HTTP/1.1; with HTTP/2 one is enough and one is made."""
 POOL_SIZE = 64
 BUFFER_BYTES = 256 * 1024
@@ -278,9 +278,6 @@ class _Exchange:
         self.started = self.connected = self.loop.time()
 
     def finish(self) -> None:
-        with contextlib.suppress(pycurl.error):
-            version = self.curl.getinfo(pycurl.INFO_HTTP_VERSION)
-            self.link.multiplexed = version >= pycurl.CURL_HTTP_VERSION_2_0
         self.curl.close()
 
     def error(self, exc: pycurl.error) -> BaseException:
@@ -318,10 +315,12 @@ class _Exchange:
         # Lines after the body are trailers of a chunked answer: they begin with no status line.
         if not self._lines or not self._lines[0].startswith(b"HTTP/"):
             return None
+        multiplexed = self._lines[0].startswith((b"HTTP/2", b"HTTP/3"))
         reply = _parse_reply(self.url, self._lines)
         self._lines.clear()
         if reply.status < 200:
             return None
+        self.link.multiplexed = multiplexed
         self.link.wait_seconds = self.loop.time() - self.connected
         return self._guarded(lambda: self.receiver.reply(reply))
 

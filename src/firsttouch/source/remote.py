@@ -44,12 +44,20 @@ from firsttouch.source.replies import (
 )
 from firsttouch.sparse import SparseBytes
 
-PARALLEL_REQUESTS = 4
-"""In flight at a time: enough to hide a round trip behind the others' bytes."""
-PIECE_BYTES = 512 * 1024
-"""The longest request: a more urgent range comes no later than this."""
-JOIN_GAP_BYTES = 4096
-"""Wanted ranges this near share a request: the bytes between cost less than another request's head."""
+PARALLEL_REQUESTS = 8
+"""At most so many on HTTP/1.1, each on a connection of its own."""
+PARALLEL_STREAMS = 24
+"""At most so many on HTTP/2, where one costs a few hundred bytes; servers allow 100 and more."""
+FLIGHT_ROUND_TRIPS, FLIGHT_SLACK_SECONDS = 2.0, 0.1
+"""How much is asked for ahead, in seconds of the link: the next request's travel, and both ends' late wake-ups."""
+FLIGHT_BYTES_UNKNOWN, FLIGHT_BYTES_LEAST = 1024 * 1024, 192 * 1024
+PIECE_SECONDS = 0.08
+"""The longest request in seconds of the link: a more urgent range need not wait longer behind it."""
+PIECE_BYTES_LEAST, PIECE_BYTES_MOST = 64 * 1024, 512 * 1024
+JOIN_GAP_LEAST, JOIN_GAP_MOST = 4096, 64 * 1024
+"""Wanted ranges this near share a request where the bytes between cost less time than one more request would."""
+NEIGHBOURS = 24
+"""So many wants ahead may join a request: what is wanted much later does not delay what is wanted now."""
 LET_FINISH_BYTES = 96 * 1024
 """A cancelled HTTP/1.1 request costs its connection: one that lacks only this much may finish unwanted."""
 LET_GO_SECONDS = 0.02
@@ -129,8 +137,7 @@ class HttpSource:
         connections: Connections | None = None,
         policy: Policy | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
-        parallel: int = PARALLEL_REQUESTS,
-        piece_bytes: int = PIECE_BYTES,
+        parallel: int | None = None,
         stall_seconds: float = STALL_SECONDS,
         backoff_seconds: float = BACKOFF_SECONDS,
     ) -> None:
@@ -145,7 +152,7 @@ class HttpSource:
         self._policy = policy
         self._max_bytes = max_bytes
         self._parallel = parallel
-        self._piece_bytes = piece_bytes
+        self._multiplexed = False
         self._stall_seconds = stall_seconds
         self._backoff_seconds = backoff_seconds
         self._deadline = Deadline.after(None)
@@ -314,16 +321,40 @@ class HttpSource:
         """Send requests until enough are on the wire."""
         if self._closed or not self._ranged or "again" in self._timers or self._sparse.error is not None:
             return
-        while len(self._running) < self._parallel and (piece := self._next_piece()) is not None:
+        while len(self._running) < self._most_requests():
+            coming = [part for request in self._running if (part := request.coming()) is not None]
+            if sum(map(len, coming)) >= self._flight_bytes():
+                return
+            if (piece := self._next_piece(coming)) is None:
+                return
             self._send(_Request(piece, fresh=self._failed_tries > 1))
 
-    def _next_piece(self) -> ByteRange | None:
+    def _flight_bytes(self) -> float:
+        """How much to have on its way: enough to keep the link full, no more, so that urgent bytes come soon."""
+        rate, round_trip = self.bytes_per_second, self.round_trip_seconds
+        if rate is None or round_trip is None:
+            return FLIGHT_BYTES_UNKNOWN
+        return max(FLIGHT_BYTES_LEAST, rate * (FLIGHT_ROUND_TRIPS * round_trip + FLIGHT_SLACK_SECONDS))
+
+    def _most_requests(self) -> int:
+        return self._parallel or (PARALLEL_STREAMS if self._multiplexed else PARALLEL_REQUESTS)
+
+    def _join_gap(self) -> int:
+        """One request of many side by side costs its share of a round trip: half of that in bytes, to be frugal."""
+        rate, round_trip = self.bytes_per_second or 0.0, self.round_trip_seconds or 0.0
+        return min(max(int(0.5 * rate * round_trip / self._most_requests()), JOIN_GAP_LEAST), JOIN_GAP_MOST)
+
+    def _piece_bytes(self) -> int:
+        rate = self.bytes_per_second
+        wanted = PIECE_BYTES_MOST if rate is None else int(rate * PIECE_SECONDS)
+        return min(max(wanted, PIECE_BYTES_LEAST), PIECE_BYTES_MOST)
+
+    def _next_piece(self, coming: Sequence[ByteRange]) -> ByteRange | None:
         """The first part of the most wanted range that is neither there nor coming, with wanted neighbours."""
-        coming = [part for request in self._running if (part := request.coming()) is not None]
         for i, want in enumerate(self._wants):
             parts = self._open_parts(want.part, coming)
             if parts:
-                return self._grown(parts[0], self._wants[i + 1 : i + 1 + 4 * self._parallel], coming)
+                return self._grown(parts[0], self._wants[i + 1 : i + 1 + NEIGHBOURS], coming)
         return None
 
     def _open_parts(self, part: ByteRange, coming: Sequence[ByteRange]) -> list[ByteRange]:
@@ -331,15 +362,16 @@ class HttpSource:
 
     def _grown(self, piece: ByteRange, others: Sequence[_Want], coming: Sequence[ByteRange]) -> ByteRange:
         """The piece cut to size, or, where it is short, joined with what is wanted next and lies behind it."""
-        longest = piece.start + self._piece_bytes
+        size = self._piece_bytes()
+        longest = piece.start + size
         if piece.stop >= longest:
             # A remainder too short to be worth a request of its own comes along.
-            return piece if piece.stop - longest < self._piece_bytes // 4 else ByteRange(piece.start, longest)
+            return piece if piece.stop - longest < size // 4 else ByteRange(piece.start, longest)
         nearby = (part for want in others for part in self._open_parts(want.part, coming))
         behind = sorted(part for part in nearby if part.start >= piece.start)
         stop = piece.stop
         for part in behind:
-            if part.start > stop + JOIN_GAP_BYTES or part.stop > longest:
+            if part.start > stop + self._join_gap() or part.stop > longest:
                 break
             if part.stop > stop and gaps(ByteRange(stop, part.stop), coming) == [ByteRange(stop, part.stop)]:
                 stop = part.stop
@@ -525,6 +557,7 @@ class HttpSource:
 
     def _saw_first_byte(self, request: _Request) -> None:
         wait = request.link.wait_seconds
+        self._multiplexed = request.link.multiplexed
         request.touched = asyncio.get_running_loop().time()
         if wait is not None and (self.round_trip_seconds is None or wait < self.round_trip_seconds):
             self.round_trip_seconds = wait
