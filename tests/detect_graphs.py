@@ -76,3 +76,60 @@ def native(
         info("keypoints", TensorProto.FLOAT, ["batch", 32, 3]),
     ]
     return save(path, nodes, inputs, outputs, weights, {"firsttouch": json.dumps(facts or NATIVE_FACTS)})
+
+
+def constant(
+    path: Path,
+    values: NDArray[np.float32],
+    size: tuple[int | str, int | str],
+    metadata: dict,
+    output_shape: list | None = None,
+    element_type: int = TensorProto.FLOAT,
+) -> Path:
+    """A YOLO-like model of input [1, 3, *size] that answers `values` whatever it sees."""
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
+        node("ReduceMean", ["x"], ["means"], axes=[2, 3], keepdims=0),
+        node("Mul", ["means", "nothing"], ["no_means"]),
+        node("ReduceSum", ["no_means", "channel_axis"], ["no_sum"], keepdims=0),
+        node("Squeeze", ["no_sum", "batch_axis"], ["no_scalar"]),
+        node("Add", ["values", "no_scalar"], ["output0"]),
+    ]
+    weights = {
+        "nothing": np.array(0, np.float32),
+        "channel_axis": np.array([1]),
+        "batch_axis": np.array([0]),
+        "values": values.astype(np.float32),
+    }
+    info = helper.make_tensor_value_info
+    inputs = [info("images", element_type, [1, 3, *size])]
+    outputs = [info("output0", TensorProto.FLOAT, output_shape or list(values.shape))]
+    return save(path, nodes, inputs, outputs, weights, metadata)
+
+
+def first_channel(path: Path, cells: int, size: tuple[int, int], metadata: dict, transposed: bool) -> Path:
+    """A YOLO-like model of one class whose score in cell 0 is the highest value of the input's first channel:
+    [1, 5, cells], or [1, cells, 6] for YOLOX."""
+    node = helper.make_node
+    width = 6 if transposed else 5
+    layout = np.zeros((1, cells, width), np.float32)
+    mask = np.zeros_like(layout)
+    mask[0, 0, -1] = 1
+    if transposed:
+        layout[0, 0] = (0, 0, 3, 3, 1, 0)
+    else:
+        layout[0, 0] = (size[1] / 2, size[0] / 2, size[1] / 2, size[0] / 2, 0)
+        layout, mask = layout.transpose(0, 2, 1), mask.transpose(0, 2, 1)
+    nodes = [
+        node("Slice", ["images", "zero", "one", "axes"], ["first"]),
+        node("ReduceMax", ["first"], ["brightest"], axes=[0, 1, 2, 3], keepdims=0),
+        node("Mul", ["brightest", "mask"], ["scaled"]),
+        node("Add", ["layout", "scaled"], ["output0"]),
+    ]
+    weights = {"zero": np.array([0]), "one": np.array([1]), "axes": np.array([1])}
+    weights |= {"layout": layout, "mask": mask}
+    info = helper.make_tensor_value_info
+    inputs = [info("images", TensorProto.FLOAT, [1, 3, *size])]
+    outputs = [info("output0", TensorProto.FLOAT, list(layout.shape))]
+    return save(path, nodes, inputs, outputs, weights, metadata)

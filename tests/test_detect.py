@@ -13,8 +13,8 @@ import onnx
 import pytest
 
 from firsttouch.detect import Detections, load_detector
+from firsttouch.detect.choose import has_int8_instructions
 from firsttouch.detect.graph import keep_outputs, read_facts
-from firsttouch.detect.load import has_int8_instructions
 from firsttouch.detect.planes import Canvas, fill
 from firsttouch.errors import ModelMismatch, ModelNotFound
 

@@ -23,7 +23,7 @@ from .carry import FrameAnswer, carry
 from .chain import GopChain, StreamChain, Streamed
 from .clock import Deadline, Stopwatch
 from .decode import StreamDecoder
-from .detect import Detector, load_detector
+from .detect import Detector, Wish, load_detector
 from .errors import DeadlineExceeded, DecodeFailed, FirsttouchError, IndexNotFound, SourceError
 from .index import Index, locate_index, read_index
 from .motion import Motion
@@ -105,8 +105,12 @@ class Options:
 def detector_for(settings: Settings) -> Detector:
     """The detector these settings name, loaded and ready."""
     return load_detector(
-        model=settings.model_player,
+        player=settings.model_player,
+        ball=settings.model_ball,
+        pitch=settings.model_pitch,
+        wish=Wish(device=settings.device, tensorrt=settings.tensorrt, cache_dir=settings.cache_dir),
         img_size=settings.input_width,
+        batch_size=settings.batch_size,
         confidence=settings.conf_threshold,
         max_detections=settings.max_detections,
     )

@@ -2,78 +2,75 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
-import numpy as np
-
+from firsttouch.detect.choose import Wish, choose
 from firsttouch.detect.detections import Detector
-from firsttouch.detect.native import ALL_OUTPUTS, NativeDetector, native_facts
-from firsttouch.detect.planes import Canvas
-from firsttouch.detect.session import ModelFile, OpenSession, milliseconds_per_run
+from firsttouch.detect.native import NativeDetector, NativeLayout, is_native
+from firsttouch.detect.session import ModelFile
+from firsttouch.detect.yolo import CombinedDetector, Role, YoloLayout, YoloModel
+from firsttouch.errors import ModelMismatch
 
 BUNDLED_MODEL = Path(__file__).parent.parent / "weights" / "firsttouch.onnx"
-PRECISIONS = ("auto", "fp32", "int8", "bf16")
-
-_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "asimddp", "i8mm"})
 
 
 def load_detector(
     *,
     model: Path | None = None,
+    player: Path | None = None,
+    ball: Path | None = None,
+    pitch: Path | None = None,
+    wish: Wish | None = None,
     img_size: int | None = None,
+    batch_size: int = 1,
     confidence: float = 0.25,
     max_detections: int = 100,
+    device: str = "auto",
     precision: str = "auto",
 ) -> Detector:
     """The detector for these wishes.
 
-    `model` is an ONNX file (the bundled one when None), `img_size` the input's width in planes (half the
-    canvas in pixels), `precision` "auto" (the fastest that works here, by a short test), "fp32", "int8" or
-    "bf16". Raises ModelNotFound, ModelMismatch or RuntimeUnavailable.
+    `model` is an ONNX file of our own network (the bundled one when None) or of a YOLO-family detector;
+    `player`, `ball` and `pitch` name an operator's own models, for what they see. `img_size` is the input's
+    width, where the file leaves it open (half the canvas in pixels for ours). `batch_size` counts on a GPU only.
+    `wish` says all of device, runtime and precision; `device` and `precision` alone are a short form.
+    Raises ModelNotFound, ModelMismatch, SettingsError; what cannot be met is warned about, and the CPU runs.
     """
-    path = model or BUNDLED_MODEL
-    chosen, found = _choose_precision(path, precision, img_size)
+    wish = wish or Wish(device=device, precision=precision)
+    if model is not None and player is None and not is_native(ModelFile.read(model)):
+        model, player = None, model
+    elif player is not None and model is None and is_native(ModelFile.read(player)):
+        model, player = player, None
+    named: dict[Role, Path | None] = {"player": player, "ball": ball, "pitch": pitch}
+    models = [_yolo(path, role, wish, img_size) for role, path in named.items() if path is not None]
+    if not models:
+        return _native(model or BUNDLED_MODEL, wish, img_size, batch_size, confidence, max_detections)
+    bundled = model or (BUNDLED_MODEL if BUNDLED_MODEL.exists() else None)
+    needed = player is None or pitch is None
+    network = _native(bundled, wish, None, 1, confidence, max_detections) if bundled is not None and needed else None
+    return CombinedDetector(models, network, confidence=confidence, max_detections=max_detections)
+
+
+def _native(
+    path: Path, wish: Wish, img_size: int | None, batch_size: int, confidence: float, max_detections: int
+) -> NativeDetector:
+    choice = choose(path, wish, NativeLayout(img_size))
     return NativeDetector(
-        ModelFile.read(chosen),
-        _cpu_opener(found),
+        ModelFile.read(choice.file),
+        choice.open,
         img_size=img_size,
+        batch_size=batch_size if choice.runtime.device == "cuda" else 1,
         confidence=confidence,
         max_detections=max_detections,
     )
 
 
-def _cpu_opener(precision: str) -> OpenSession:
-    from firsttouch.detect import ort
-
-    return functools.partial(ort.open_cpu, precision=precision)
-
-
-@functools.cache
-def _choose_precision(path: Path, precision: str, img_size: int | None) -> tuple[Path, str]:
-    """The file and precision to run, tried once per process."""
-    quantised = path.with_suffix(".int8.onnx")
-    if precision == "int8":
-        return quantised, "int8"
-    if precision == "fp32" or not (quantised.exists() and has_int8_instructions()):
-        return path, "fp32"
-    times = {}
-    for candidate, name in ((path, "fp32"), (quantised, "int8")):
-        file = ModelFile.read(candidate)
-        shape = (1, *Canvas.of_size(img_size or native_facts(file)["img_size"]).shape)
-        session = _cpu_opener(name)(file, ALL_OUTPUTS, shape)
-        times[candidate, name] = milliseconds_per_run(session, np.zeros(shape, np.uint8))
-    return min(times, key=times.__getitem__)
-
-
-def has_int8_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether int8 can be faster here: without VNNI (or ARM's dot product) it is slower than fp32.
-
-    True when the system does not say; the self-test decides then.
-    """
-    try:
-        text = cpuinfo.read_text()
-    except OSError:
-        return True
-    flags = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
-    return not _INT8_FLAGS.isdisjoint(flags.split())
+def _yolo(path: Path, role: Role, wish: Wish, img_size: int | None) -> YoloModel:
+    file = ModelFile.read(path)
+    if is_native(file):
+        raise ModelMismatch(
+            f"{path.name} is our own network, not a model for the role of {role}",
+            hint="leave MODEL_PLAYER, MODEL_BALL and MODEL_PITCH empty to run it",
+        )
+    choice = choose(path, wish, YoloLayout(role, img_size))
+    return YoloModel(ModelFile.read(choice.file), role, choice.open, img_size)

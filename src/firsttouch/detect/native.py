@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,10 @@ from numpy.typing import NDArray
 
 from firsttouch.detect.detections import CLASS_NAMES, KEYPOINT_COUNT, Array, Detections, Plane
 from firsttouch.detect.planes import Canvas, fill
-from firsttouch.detect.session import ModelFile, OpenSession, Session
+from firsttouch.detect.session import ModelFile, OpenSession, OutOfDeviceMemory, Session, Values
 from firsttouch.errors import ModelMismatch
+
+log = logging.getLogger(__name__)
 
 LAYOUT_KEY = "firsttouch"
 LAYOUT = 1
@@ -26,6 +30,16 @@ KEYPOINT_CONFIDENCE = 0.3
 
 def is_native(model: ModelFile) -> bool:
     return LAYOUT_KEY in model.facts.metadata
+
+
+@dataclass(frozen=True, slots=True)
+class NativeLayout:
+    """What the self-test asks for: everything, of one picture."""
+
+    img_size: int | None
+
+    def __call__(self, model: ModelFile) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        return ALL_OUTPUTS, (1, *native_canvas(model, self.img_size).shape)
 
 
 class NativeDetector:
@@ -44,8 +58,7 @@ class NativeDetector:
         confidence: float = 0.25,
         max_detections: int = 100,
     ) -> None:
-        facts = native_facts(model)
-        self.canvas = Canvas.of_size(img_size or int(facts["img_size"]))
+        self.canvas = native_canvas(model, img_size)
         self.batch_size = batch_size
         self.name = model.path.stem
         self._model = model
@@ -54,7 +67,7 @@ class NativeDetector:
         self._max_detections = max_detections
         self._lock = threading.Lock()
         self._sessions: dict[bool, Session] = {}
-        self._with_pitch = self.session(pitch=True)
+        self._with_pitch, _ = self._opened(pitch=True)
 
     @property
     def device(self) -> str:
@@ -68,18 +81,13 @@ class NativeDetector:
     def precision(self) -> str:
         return self._with_pitch.precision
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """(batch, 6, height, width)."""
-        return (self.batch_size, *self.canvas.shape)
-
-    def session(self, *, pitch: bool) -> Session:
-        """What runs with or without the key-point head; opened on the first call for it."""
+    def _opened(self, pitch: bool) -> tuple[Session, int]:
+        """What runs with or without the key-point head, and its batch; opened on the first call for it."""
         with self._lock:
             if pitch not in self._sessions:
                 outputs = ALL_OUTPUTS if pitch else BOX_OUTPUTS
-                self._sessions[pitch] = self._open(self._model, outputs, self.input_shape)
-            return self._sessions[pitch]
+                self._sessions[pitch] = self._open(self._model, outputs, (self.batch_size, *self.canvas.shape))
+            return self._sessions[pitch], self.batch_size
 
     def prepare(self, y: Plane, u: Plane, v: Plane, out: Plane | None = None) -> Plane:
         return fill(self.canvas, y, u, v, out)
@@ -87,22 +95,39 @@ class NativeDetector:
     def detect(
         self, inputs: Sequence[Plane], frame_numbers: Sequence[int], width: int, height: int, *, pitch: bool
     ) -> list[Detections]:
-        session = self.session(pitch=pitch)
         found: list[Detections] = []
-        for start in range(0, len(inputs), self.batch_size):
-            batch = inputs[start : start + self.batch_size]
-            outputs = session.run(self._stacked(batch))
-            for row in range(len(batch)):
-                keypoints = outputs[2][row] if pitch else None
-                values = (outputs[0][row], outputs[1][row], keypoints)
+        while len(found) < len(inputs):
+            start = len(found)
+            outputs, count = self._run(inputs[start:], pitch)
+            for row in range(count):
+                values = (outputs[0][row], outputs[1][row], outputs[2][row] if pitch else None)
                 found.append(self._to_source(frame_numbers[start + row], *values, width, height))
         return found
 
-    def _stacked(self, batch: Sequence[Plane]) -> Plane:
+    def _run(self, inputs: Sequence[Plane], pitch: bool) -> tuple[list[Values], int]:
+        """The outputs of as many of the inputs as one batch takes. Out of memory, the batch is halved for good."""
+        while True:
+            session, size = self._opened(pitch)
+            batch = inputs[:size]
+            try:
+                return session.run(self._stacked(batch, size)), len(batch)
+            except OutOfDeviceMemory:
+                self._halve(size)
+
+    def _halve(self, size: int) -> None:
+        with self._lock:
+            if self.batch_size == size:
+                if size == 1:
+                    raise OutOfDeviceMemory("the device has not enough memory for one frame")
+                self.batch_size = size // 2
+                self._sessions.clear()
+                log.warning("out of memory with %d frames in a batch: going on with %d", size, size // 2)
+
+    def _stacked(self, batch: Sequence[Plane], size: int) -> Plane:
         """Inputs as one array of the fixed batch size; a short last batch is filled up with zeros."""
-        if self.batch_size == 1:
+        if size == 1:
             return batch[0][None]
-        stacked = np.zeros(self.input_shape, np.uint8)
+        stacked = np.zeros((size, *self.canvas.shape), np.uint8)
         for row, planes in enumerate(batch):
             stacked[row] = planes
         return stacked
@@ -131,6 +156,11 @@ def seen_points(points: Array, width: int, height: int, confidence: float = KEYP
     x, y = points[:, 0], points[:, 1]
     seen = (points[:, 2] >= confidence) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
     return np.where(seen[:, None], points, 0).astype(np.float32)
+
+
+def native_canvas(model: ModelFile, img_size: int | None) -> Canvas:
+    """The canvas of the model's own size, or of another."""
+    return Canvas.of_size(img_size or int(native_facts(model)["img_size"]))
 
 
 def native_facts(model: ModelFile) -> dict[str, Any]:

@@ -1,22 +1,45 @@
-"""ONNX Runtime on the CPU: the default, always there. The only runtime a plain install brings."""
+"""ONNX Runtime: on the CPU (always there), on CUDA and TensorRT where a GPU build of it is installed.
+
+ONNX Runtime falls back to the CPU without a word, so `get_providers()` of the opened session decides what we
+say. CUDA, TensorRT and Core ML are not verified on hardware: their selection, options, cache keys and fall-back
+are tested with fakes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import platform
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 
-from firsttouch.detect.session import ModelFile, Values
-from firsttouch.errors import ModelMismatch
+from firsttouch.detect.session import ModelFile, OutOfDeviceMemory, Problem, Session, Values
+from firsttouch.errors import ModelMismatch, RuntimeUnavailable
 
-RUNTIME = "onnxruntime"
+DEVICE_OF_PROVIDER = {
+    "CPUExecutionProvider": "cpu",
+    "CUDAExecutionProvider": "cuda",
+    "TensorrtExecutionProvider": "cuda",
+    "CoreMLExecutionProvider": "mps",
+}
+GPU_WHEEL_REMEDY = (
+    "pip uninstall onnxruntime && pip install 'firsttouch[cuda]' "
+    "(onnxruntime and onnxruntime-gpu are the same module and exclude each other)"
+)
 
 
 class OrtSession:
-    """An `onnxruntime.InferenceSession`, of which `get_providers()` says where it really runs."""
+    """An opened model; several threads may run it, each on its own thread."""
 
-    runtime = RUNTIME
+    runtime = "onnxruntime"
 
     def __init__(self, session: Any, input_name: str, outputs: Sequence[str], precision: str) -> None:
         self._session = session
@@ -27,7 +50,7 @@ class OrtSession:
 
     @property
     def device(self) -> str:
-        return "cpu" if self.providers[0] == "CPUExecutionProvider" else "cuda"
+        return DEVICE_OF_PROVIDER.get(self.providers[0], "cpu")
 
     def run(self, values: Values) -> list[Values]:
         # No I/O binding on the CPU: a contiguous input is read in place, and the outputs are a few kB.
@@ -35,13 +58,221 @@ class OrtSession:
         return result
 
 
-def open_cpu(model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str = "fp32") -> OrtSession:
-    """The model on the calling thread alone: the pipeline has one worker per core."""
-    options = session_options(model, shape)
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    session = open_session(model, outputs, options, ["CPUExecutionProvider"])
-    return OrtSession(session, model.facts.inputs[0].name, outputs, precision)
+class DeviceSession(OrtSession):
+    """A model on a GPU: input and outputs live there, at fixed addresses, so that a CUDA graph can be replayed.
+
+    One run at a time: the addresses are shared. Not verified on hardware.
+    """
+
+    def __init__(self, session: Any, input_name: str, outputs: Sequence[str], precision: str, values: Values) -> None:
+        super().__init__(session, input_name, outputs, precision)
+        self._lock = threading.Lock()
+        self._on_device = onnxruntime.OrtValue.ortvalue_from_numpy(values, "cuda", 0)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input(input_name, self._on_device)
+        for output in session.get_outputs():
+            if output.name in self._outputs:
+                self._bind_output(output)
+        self.runtime = "tensorrt" if self.providers[0].startswith("Tensorrt") else "onnxruntime"
+
+    def _bind_output(self, output: Any) -> None:
+        """Memory of its own for an output of known shape; ONNX Runtime's, anew each run, for another."""
+        if all(isinstance(size, int) and size > 0 for size in output.shape):
+            value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(output.shape, np.float32, "cuda", 0)
+            self._binding.bind_ortvalue_output(output.name, value)
+        else:
+            self._binding.bind_output(output.name, "cuda")
+
+    def run(self, values: Values) -> list[Values]:
+        with self._lock:
+            try:
+                self._on_device.update_inplace(values)
+                self._session.run_with_iobinding(self._binding)
+                found = dict(zip(self._session_outputs(), self._binding.copy_outputs_to_cpu(), strict=True))
+            except Exception as exc:
+                if is_out_of_memory(exc):
+                    raise OutOfDeviceMemory("the GPU has not enough memory for this batch") from exc
+                raise
+        return [found[name] for name in self._outputs]
+
+    def _session_outputs(self) -> list[str]:
+        return [o.name for o in self._session.get_outputs() if o.name in self._outputs]
+
+
+def is_out_of_memory(exc: Exception) -> bool:
+    """ONNX Runtime has no type of its own for it."""
+    text = str(exc).lower()
+    return "out of memory" in text or "failed to allocate memory" in text or "cudaerrormemoryallocation" in text
+
+
+@dataclass(frozen=True, slots=True)
+class OrtCpu:
+    """The calling thread alone: the pipeline has one worker per core."""
+
+    name: str = "onnxruntime"
+    device: str = "cpu"
+
+    def problem(self, precision: str) -> Problem | None:
+        if precision == "bf16" and platform.machine() not in ("aarch64", "arm64"):
+            return Problem("ONNX Runtime has bf16 on ARM only", "set RUNTIME=openvino, or precision fp32 or int8")
+        if precision == "fp16":
+            return Problem("ONNX Runtime has no fast fp16 on the CPU", "use fp32, int8 or bf16")
+        return None
+
+    def open(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str) -> Session:
+        options = session_options(model, shape)
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        if precision == "bf16":
+            options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "1")
+        session = open_session(model, outputs, options, ["CPUExecutionProvider"])
+        return OrtSession(session, model.facts.inputs[0].name, outputs, precision)
+
+
+@dataclass(frozen=True, slots=True)
+class OrtCoreMl:
+    """Apple's GPU and neural engine. Not verified on hardware."""
+
+    name: str = "onnxruntime"
+    device: str = "mps"
+
+    def problem(self, precision: str) -> Problem | None:
+        if "CoreMLExecutionProvider" not in onnxruntime.get_available_providers():
+            return Problem("this build of ONNX Runtime has no Core ML", "DEVICE=mps works on macOS only")
+        return None
+
+    def open(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str) -> Session:
+        providers = ["CoreMLExecutionProvider", "CPUExecutionProvider"]
+        session = open_session(model, outputs, session_options(model, shape), providers)
+        return _checked(OrtSession(session, model.facts.inputs[0].name, outputs, precision), self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class OrtCuda:
+    """CUDA with everything on the device and a CUDA graph for the fixed shape. Not verified on hardware."""
+
+    name: str = "onnxruntime"
+    device: str = "cuda"
+    cuda_graph: bool = True
+
+    def problem(self, precision: str) -> Problem | None:
+        return _no_gpu("CUDAExecutionProvider") or _not_on_gpu(precision)
+
+    def open(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str) -> Session:
+        options = {"enable_cuda_graph": "1" if self.cuda_graph else "0", "cudnn_conv_use_max_workspace": "1"}
+        return _open_on_gpu(model, outputs, shape, precision, [("CUDAExecutionProvider", options)])
+
+
+@dataclass(frozen=True, slots=True)
+class OrtTensorRt:
+    """TensorRT FP16 with engine and timing cache in `cache_dir`. Not verified on hardware."""
+
+    cache_dir: Path
+    name: str = "tensorrt"
+    device: str = "cuda"
+
+    def problem(self, precision: str) -> Problem | None:
+        return _no_gpu("TensorrtExecutionProvider") or _not_on_gpu(precision)
+
+    def open(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str) -> Session:
+        folder = engine_folder(self.cache_dir, model, outputs, shape, precision)
+        folder.mkdir(parents=True, exist_ok=True)
+        options = {
+            "trt_fp16_enable": "1" if precision == "fp16" else "0",
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(folder),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(self.cache_dir / "engines"),
+            "trt_cuda_graph_enable": "1",
+        }
+        providers = [("TensorrtExecutionProvider", options), "CUDAExecutionProvider"]
+        return _open_on_gpu(model, outputs, shape, precision, providers)
+
+    def has_engine(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str) -> bool:
+        """Whether opening will find a built engine; building one takes minutes."""
+        folder = engine_folder(self.cache_dir, model, outputs, shape, precision)
+        return folder.is_dir() and any(folder.glob("*.engine"))
+
+
+def engine_folder(
+    cache_dir: Path,
+    model: ModelFile,
+    outputs: tuple[str, ...],
+    shape: tuple[int, ...],
+    precision: str,
+    facts: Callable[[], dict[str, str]] | None = None,
+) -> Path:
+    """Where the engine of this model lies. An engine works only for the very model, outputs, shape, GPU, driver and
+    libraries it was built with: all of them are in the name, so a stale one is never found."""
+    key = {
+        "model": model.sha256,
+        "outputs": outputs,
+        "shape": shape,
+        "precision": precision,
+        **(facts or gpu_facts)(),
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    return cache_dir / "engines" / f"{model.path.stem}-{digest}"
+
+
+def gpu_facts() -> dict[str, str]:
+    """GPU, driver and library versions, as far as they can be known; empty words for what is not there."""
+    return {
+        "gpu": _nvidia_smi("name,compute_cap"),
+        "driver": _nvidia_smi("driver_version"),
+        "onnxruntime": onnxruntime.__version__,
+        "tensorrt": _version("tensorrt-cu13") or _version("tensorrt-cu12") or _version("tensorrt"),
+        "cudnn": _version("nvidia-cudnn-cu13") or _version("nvidia-cudnn-cu12"),
+    }
+
+
+def _nvidia_smi(fields: str) -> str:
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip().splitlines()[0] if done.stdout.strip() else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _no_gpu(provider: str) -> Problem | None:
+    """Why there is no GPU to be had, the plainest reason first."""
+    if not _nvidia_smi("name"):
+        return Problem("no NVIDIA driver answers (nvidia-smi)", "install the driver, or set DEVICE=cpu")
+    if provider not in onnxruntime.get_available_providers():
+        return Problem(f"ONNX Runtime {onnxruntime.__version__} was built without {provider}", GPU_WHEEL_REMEDY)
+    return None
+
+
+def _not_on_gpu(precision: str) -> Problem | None:
+    if precision in ("fp32", "fp16"):
+        return None
+    return Problem(f"{precision} is not run on the GPU", "use fp16 or fp32 there")
+
+
+def _open_on_gpu(
+    model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str, providers: list[Any]
+) -> Session:
+    session = open_session(model, outputs, session_options(model, shape), providers)
+    values = np.zeros(shape, model.facts.inputs[0].element_type)
+    return _checked(DeviceSession(session, model.facts.inputs[0].name, outputs, precision, values), "cuda")
+
+
+def _checked(session: OrtSession, device: str) -> Session:
+    """The session, if it really runs where it was sent: ONNX Runtime falls back without a word."""
+    if session.device != device:
+        raise RuntimeUnavailable(
+            f"ONNX Runtime fell back to {session.providers[0]}",
+            hint="CUDA and cuDNN must be of the versions this onnxruntime-gpu was built with",
+        )
+    return session
 
 
 def session_options(model: ModelFile, shape: tuple[int, ...]) -> Any:

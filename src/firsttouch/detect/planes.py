@@ -27,11 +27,11 @@ class Canvas:
 
     @classmethod
     def of_size(cls, img_size: int) -> Canvas:
-        """The canvas of an input `img_size` planes wide: 640 -> 640x368, 416 -> 416x240."""
-        if img_size % 16 or not 64 <= img_size <= 2048:
-            raise ValueError(f"img_size must be a multiple of 16 between 64 and 2048, got {img_size}")
-        rows = img_size * 9 // 16
-        return cls(img_size, (rows + 15) // 16 * 16)
+        """The canvas of an input `img_size` planes wide, rounded up to 16: 640 -> 640x368, 416 -> 416x240."""
+        if not 64 <= img_size <= 2048:
+            raise ValueError(f"img_size must be between 64 and 2048, got {img_size}")
+        columns = (img_size + 15) // 16 * 16
+        return cls(columns, (columns * 9 // 16 + 15) // 16 * 16)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from firsttouch.clock import Stopwatch
 from firsttouch.detect.graph import GraphFacts, keep_outputs, read_facts
-from firsttouch.errors import ModelMismatch, ModelNotFound
+from firsttouch.errors import ModelMismatch, ModelNotFound, RuntimeUnavailable
 
 Values = NDArray[Any]
 
@@ -66,9 +66,36 @@ class Session(Protocol):
 
 
 class OpenSession(Protocol):
-    """How a runtime opens a model: `outputs` in the order wanted, `shape` of the input with the batch."""
+    """A chosen runtime: opens a model for `outputs` in the order wanted, and an input of `shape`."""
 
     def __call__(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...]) -> Session: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a runtime cannot be used here, and what would help."""
+
+    reason: str
+    remedy: str
+
+
+class Runtime(Protocol):
+    """One way to run a model. `problem` is asked before `open`, and must be cheap."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    def problem(self, precision: str) -> Problem | None: ...
+
+    def open(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str) -> Session:
+        """Raises ModelMismatch, or RuntimeUnavailable when it would run elsewhere than on `device`."""
+
+
+class OutOfDeviceMemory(RuntimeUnavailable):
+    """The device has too little memory for the batch; a smaller one may fit."""
 
 
 def milliseconds_per_run(session: Session, values: Values, runs: int = 3) -> float:
