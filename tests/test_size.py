@@ -55,7 +55,7 @@ def read(path: Path) -> Index:
     async def run() -> Index:
         source = open_source(path)
         try:
-            return (await fetch_index(source, Deadline.after(10)))[2]
+            return (await fetch_index(source, Deadline.after(10)))[1]
         finally:
             await source.close()
 

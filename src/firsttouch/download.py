@@ -108,11 +108,11 @@ def _enough(sparse: SparseBytes, max_bytes: int) -> bool:
     """The prefix is there, and the index with it unless the file has none to find."""
     if not sparse.has(ByteRange(0, max_bytes)):
         return False
-    moov, walked_to = _find_moov(sparse)
+    moov, walked_to = find_moov(sparse)
     return walked_to is None or (moov is not None and sparse.has(ByteRange(moov.start, moov.stop)))
 
 
-def _find_moov(sparse: SparseBytes) -> tuple[Box | None, int | None]:
+def find_moov(sparse: SparseBytes) -> tuple[Box | None, int | None]:
     """The moov box, when the bytes that are here lead to it; else where the walk from box to box had to stop.
 
     (None, None): this is no file of boxes.
@@ -136,7 +136,7 @@ def _playable(sparse: SparseBytes, max_bytes: int) -> list[bytes]:
     have = sparse.have()
     stop = min(max_bytes, have[0].stop) if have and have[0].start == 0 else 0
     prefix = sparse.read(ByteRange(0, stop)) if stop else b""
-    moov, _ = _find_moov(sparse)
+    moov, _ = find_moov(sparse)
     if moov is None or moov.stop <= stop or not sparse.has(ByteRange(moov.start, moov.stop)):
         return [prefix]
     samples_end = min(stop, moov.start)

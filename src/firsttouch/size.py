@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from firsttouch.clock import Deadline
-from firsttouch.errors import IndexNotFound
 from firsttouch.index import Index, locate_index, read_index
 from firsttouch.source import Facts, Source
 from firsttouch.sparse import SparseBytes
@@ -96,13 +95,14 @@ def from_index(index: Index, stride: int, budget_seconds: float, *, safety: floa
     )
 
 
-async def fetch_index(source: Source, deadline: Deadline) -> tuple[Facts, SparseBytes, Index]:
+async def fetch_index(source: Source, deadline: Deadline) -> tuple[Facts, Index]:
     """Open `source` and read its index; IndexNotFound where the container has none to give."""
     facts, sparse = await source.open(deadline=deadline)
-    missing = locate_index(sparse)
-    for _ in range(8):
-        if missing is None:
-            return facts, sparse, read_index(sparse)
+    return facts, await read_whole_index(source, sparse)
+
+
+async def read_whole_index(source: Source, sparse: SparseBytes) -> Index:
+    """Fetch what the index still misses and read it; where ranges are ignored, that is up to the whole file."""
+    while (missing := locate_index(sparse)) is not None:
         await source.fetch(missing)
-        missing = locate_index(sparse)
-    raise IndexNotFound(f"the index does not end: {source.name}")
+    return read_index(sparse)

@@ -51,7 +51,7 @@ def register(app: typer.Typer) -> None:
 async def _read(name: str) -> Index:
     source = open_source(name)
     try:
-        return (await fetch_index(source, Deadline.after(INDEX_TIMEOUT_SECONDS)))[2]
+        return (await fetch_index(source, Deadline.after(INDEX_TIMEOUT_SECONDS)))[1]
     finally:
         await source.close()
 

@@ -39,7 +39,7 @@ from firsttouch.tune import (
 OPEN_SECONDS = 30.0
 CALIBRATION_STRIDE = 12
 LEAST_OVERHEAD_SECONDS = 0.02
-DISK = {"bytes_per_second": 1e9, "round_trip_seconds": 0.0}
+DISK_BYTES_PER_SECOND = 1e9
 """A local file has no link to measure: taken to be no limit."""
 RUNS = 2
 
@@ -118,7 +118,9 @@ async def _measure(name: str, detector: Detector, connections: Connections) -> M
             f"{name} cannot be planned ({run.fetch})", hint="tune with clips that have an index"
         )
     every = await analyze(name, options=Options(every_frame=True), detector=detector, connections=connections)
-    rates = run.rates if "://" in name else replace(run.rates, **DISK)
+    rates = run.rates
+    if "://" not in name:
+        rates = replace(rates, bytes_per_second=DISK_BYTES_PER_SECOND, round_trip_seconds=0.0)
     planned = make_plan(index, rates, stride=CALIBRATION_STRIDE).expected_seconds
     overhead = max(LEAST_OVERHEAD_SECONDS, run.stage_seconds["total"] - warm - planned)
     return Measured(name, index, cold, Machine(rates, warm, overhead), labels_of(every))
@@ -127,7 +129,7 @@ async def _measure(name: str, detector: Detector, connections: Connections) -> M
 async def _open(name: str, connections: Connections) -> tuple[float, Index]:
     source = open_source(name, connections=connections)
     try:
-        facts, _, index = await fetch_index(source, Deadline.after(OPEN_SECONDS))
+        facts, index = await fetch_index(source, Deadline.after(OPEN_SECONDS))
         return facts.connect_seconds, index
     finally:
         await source.close()
