@@ -258,16 +258,23 @@ class _Run:
         clip = await self._open(source)
         self._begin(source, clip)
         assert self.work is not None
-        seen = 0
+        seen, said = 0, False
         while not await self._finished(source, clip):
             looked = len(self.work.detections)
+            if looked and not said:
+                said = True
+                log.info("Processed %d frames in %.1fs", looked, self.watch.elapsed)
             if partial and looked and (seen == 0 or looked >= 2 * seen):
                 seen = looked
                 yield await asyncio.to_thread(self._answer, source, clip, "end")
         self.ended = self.work.finished and not (self.stream is not None and self.stream.cut_short)
         await self.stop()
         self._raise_failures(clip)
-        yield await asyncio.to_thread(self._answer, source, clip, "end" if self.ended else "deadline")
+        analysis = await asyncio.to_thread(self._answer, source, clip, "end" if self.ended else "deadline")
+        if analysis.hardware_decoding:
+            log.info("Using NVDEC")
+        log.info("Completed processing %d frames in %.1fs", len(analysis.frames), self.watch.elapsed)
+        yield analysis
 
     async def stop(self) -> None:
         """End the threads and the fetching; also when the caller goes away in the middle."""
@@ -445,6 +452,7 @@ class _Run:
                 self.changed.set()
 
         task = asyncio.create_task(guarded())
+        task.add_done_callback(lambda _: work.close())  # cancelled before it began, nobody else ends it
         self.tasks.append(task)
         return task
 
