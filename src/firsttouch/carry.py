@@ -73,7 +73,11 @@ def carry(
     nothing = _empty()
     return [
         FrameAnswer(
-            int(number), float(moment), "detected" if int(number) in looked else "carried", *answers.get(int(number), nothing), points[k]
+            int(number),
+            float(moment),
+            "detected" if int(number) in looked else "carried",
+            *answers.get(int(number), nothing),
+            points[k],
         )
         for k, (number, moment) in enumerate(zip(wanted, moments, strict=True))
     ]
@@ -99,7 +103,12 @@ class _Piece:
     def by_frame(self) -> dict[int, Objects]:
         shown = (self.confidence > 0) & np.isfinite(self.xyxy).all(-1)
         return {
-            int(frame): (self.ids[which], self.class_ids[which], self.confidence[t][which], self.xyxy[t][which])
+            int(frame): (
+                self.ids[which],
+                self.class_ids[which],
+                self.confidence[t][which],
+                self.xyxy[t][which],
+            )
             for t, (frame, which) in enumerate(zip(self.frames, shown, strict=True))
         }
 
@@ -112,7 +121,9 @@ class _Ends:
     right: npt.NDArray[np.intp]
 
 
-def _pieces(tracks: Tracks, between: Sequence[Motion | None], wanted: Int, width: int, height: int) -> list[_Piece]:
+def _pieces(
+    tracks: Tracks, between: Sequence[Motion | None], wanted: Int, width: int, height: int
+) -> list[_Piece]:
     numbers = tracks.frame_numbers
     pieces = []
     for look, number in enumerate(numbers):
@@ -120,7 +131,13 @@ def _pieces(tracks: Tracks, between: Sequence[Motion | None], wanted: Int, width
         here = wanted[wanted == number]
         boxes = _clipped(tracks.xyxy[rows], width, height)
         pieces.append(
-            _Piece(here, tracks.id[rows], tracks.class_id[rows], np.tile(tracks.confidence[rows], (len(here), 1)), np.tile(boxes, (len(here), 1, 1)))
+            _Piece(
+                here,
+                tracks.id[rows],
+                tracks.class_id[rows],
+                np.tile(tracks.confidence[rows], (len(here), 1)),
+                np.tile(boxes, (len(here), 1, 1)),
+            )
         )
     for look in range(len(numbers) - 1):
         frames = wanted[(wanted > numbers[look]) & (wanted < numbers[look + 1])]
@@ -141,7 +158,9 @@ def _joined(tracks: Tracks, look: int) -> _Ends:
     for side in (left, right):
         mine = tracks.id[side]
         place = np.minimum(np.searchsorted(mine, ids), max(len(mine) - 1, 0))
-        rows.append(np.where(mine[place] == ids, place + side.start, -1) if len(mine) else np.full(len(ids), -1))
+        rows.append(
+            np.where(mine[place] == ids, place + side.start, -1) if len(mine) else np.full(len(ids), -1)
+        )
     return _Ends(rows[0], rows[1])
 
 
@@ -158,7 +177,7 @@ def _stretch(
     since, until = (frames - first)[:, None], (last - frames)[:, None]
     share = (since / (last - first)).astype(np.float32)[..., None]
     start, stop = _boxes_at(tracks, ends.left, width), _boxes_at(tracks, ends.right, width)
-    if motion is not None:
+    if motion is not None and not motion.is_leap:
         centre = _flown(tracks, motion, ends, both, _centre(start), _centre(stop), frames, share)
     else:
         centre = _coasting(tracks, look, between, ends, both, _centre(start), _centre(stop), frames, share)
@@ -189,12 +208,20 @@ def _boxes_at(tracks: Tracks, rows: npt.NDArray[np.intp], width: int) -> Float:
     usual[there] = tracks.aspect[rows[there]] * (boxes[there, 3] - boxes[there, 1])
     with np.errstate(invalid="ignore"):
         boxes[:, 0] = np.where(boxes[:, 0] <= 2, np.minimum(boxes[:, 0], boxes[:, 2] - usual), boxes[:, 0])
-        boxes[:, 2] = np.where(boxes[:, 2] >= width - 2, np.maximum(boxes[:, 2], boxes[:, 0] + usual), boxes[:, 2])
+        boxes[:, 2] = np.where(
+            boxes[:, 2] >= width - 2, np.maximum(boxes[:, 2], boxes[:, 0] + usual), boxes[:, 2]
+        )
     return boxes
 
 
 def _sizes(
-    tracks: Tracks, ends: _Ends, start: Float, stop: Float, share: Float, since: npt.NDArray[np.integer], until: npt.NDArray[np.integer]
+    tracks: Tracks,
+    ends: _Ends,
+    start: Float,
+    stop: Float,
+    share: Float,
+    since: npt.NDArray[np.integer],
+    until: npt.NDArray[np.integer],
 ) -> Float:
     """(T, P, 2) widths and heights: heights from end to end; widths too, but forgetting the ends for what is usual of the body.
 
@@ -227,29 +254,45 @@ def _on_frames(motion: Motion, values: npt.NDArray[np.floating], frames: Int) ->
     numbers = motion.frame_numbers
     after = np.clip(np.searchsorted(numbers, frames), 1, len(numbers) - 1)
     before = after - 1
-    share = ((frames - numbers[before]) / (numbers[after] - numbers[before])).reshape(-1, *[1] * (values.ndim - 1))
+    share = ((frames - numbers[before]) / (numbers[after] - numbers[before])).reshape(
+        -1, *[1] * (values.ndim - 1)
+    )
     blended = (1 - share) * values[before] + share * values[after]
     blended = np.where(share <= 0, values[before], np.where(share >= 1, values[after], blended))
     return np.asarray(blended, np.float32)
 
 
 def _flown(
-    tracks: Tracks, motion: Motion, ends: _Ends, both: npt.NDArray[np.bool_], start: Float, stop: Float, frames: Int, share: Float
+    tracks: Tracks,
+    motion: Motion,
+    ends: _Ends,
+    both: npt.NDArray[np.bool_],
+    start: Float,
+    stop: Float,
+    frames: Int,
+    share: Float,
 ) -> Float:
     """(T, P, 2) centres by flow: between both ends where the body is at both, else along the flow of its only end."""
     forward, backward = _flow(motion.forward, tracks, ends.left), _flow(motion.backward, tracks, ends.right)
     ahead = _on_frames(motion, forward, frames) + (start - forward[0])
     behind = _on_frames(motion, backward, frames) + (stop - backward[-1])
     alone = np.where((ends.left >= 0)[:, None], ahead, behind)
-    miss_ahead, miss_behind = stop - start - (forward[-1] - forward[0]), start - stop - (backward[0] - backward[-1])
+    miss_ahead, miss_behind = (
+        stop - start - (forward[-1] - forward[0]),
+        start - stop - (backward[0] - backward[-1]),
+    )
     one, two = ahead + share * miss_ahead, behind + (1 - share) * miss_behind
     with np.errstate(invalid="ignore"):
         weight_one = np.nan_to_num((1 - share) / (1 + share * np.abs(miss_ahead).sum(-1, keepdims=True)) ** 2)
-        weight_two = np.nan_to_num(share / (1 + (1 - share) * np.abs(miss_behind).sum(-1, keepdims=True)) ** 2)
+        weight_two = np.nan_to_num(
+            share / (1 + (1 - share) * np.abs(miss_behind).sum(-1, keepdims=True)) ** 2
+        )
     weight_one = np.where(np.isfinite(one).all(-1, keepdims=True), weight_one, 0.0)
     weight_two = np.where(np.isfinite(two).all(-1, keepdims=True), weight_two, 0.0)
     total = weight_one + weight_two
-    mixed = (weight_one * np.nan_to_num(one) + weight_two * np.nan_to_num(two)) / np.where(total > 0, total, 1.0)
+    mixed = (weight_one * np.nan_to_num(one) + weight_two * np.nan_to_num(two)) / np.where(
+        total > 0, total, 1.0
+    )
     mixed = np.where(total > 0, mixed, _ruler(motion, start, stop, frames, share))
     return np.asarray(np.where(both[:, None], mixed, alone), np.float32)
 
@@ -315,7 +358,9 @@ def _velocity(
     if step is None:
         return unknown
     a, b = step
-    return np.asarray((carried[b] - carried[a]) / (motion.frame_numbers[b] - motion.frame_numbers[a]), np.float32)
+    return np.asarray(
+        (carried[b] - carried[a]) / (motion.frame_numbers[b] - motion.frame_numbers[a]), np.float32
+    )
 
 
 def _velocity_step(motion: Motion, *, leaving: bool) -> tuple[int, int] | None:
@@ -332,7 +377,13 @@ def _velocity_step(motion: Motion, *, leaving: bool) -> tuple[int, int] | None:
 
 
 def _faded(
-    tracks: Tracks, ends: _Ends, both: npt.NDArray[np.bool_], since: npt.NDArray[np.integer], until: npt.NDArray[np.integer], motion: Motion | None, at_edge: npt.NDArray[np.bool_]
+    tracks: Tracks,
+    ends: _Ends,
+    both: npt.NDArray[np.bool_],
+    since: npt.NDArray[np.integer],
+    until: npt.NDArray[np.integer],
+    motion: Motion | None,
+    at_edge: npt.NDArray[np.bool_],
 ) -> Float:
     """(T, P) confidence: of the nearer end, fading with the distance; 0 where a body is not carried that far."""
     left = np.where(ends.left >= 0, tracks.confidence[ends.left], 0.0)
@@ -340,13 +391,17 @@ def _faded(
     length = since + until
     share = since / length
     meeting = ((1 - share) * left + share * right) * np.exp(-np.minimum(since, until) / (4 * FADE_FRAMES))
-    reach: npt.NDArray[np.floating] | int = length / 2 if motion is not None else EXTRAPOLATE_FRAMES
-    if motion is not None:
-        reach = np.where(at_edge | (motion.cut_after is not None), length, reach)
+    cut = motion is not None and motion.cut_after is not None
+    followed = motion is not None and not motion.is_leap
+    reach: npt.NDArray[np.floating] | int = length / 2 if followed else EXTRAPOLATE_FRAMES
+    if followed:
+        reach = np.where(at_edge | cut, length, reach)
     only_left = np.where(since <= reach, left * np.exp(-since / FADE_FRAMES), 0.0)
     only_right = np.where(until <= reach, right * np.exp(-until / FADE_FRAMES), 0.0)
     alone = np.where(ends.left >= 0, only_left, only_right)
-    joined = both & ((length <= BRIDGE_FRAMES) | (motion is not None) | (np.minimum(since, until) <= EXTRAPOLATE_FRAMES))
+    joined = both & (
+        (length <= BRIDGE_FRAMES) | followed | (np.minimum(since, until) <= EXTRAPOLATE_FRAMES)
+    )
     return np.where(joined, meeting, np.where(both, 0.0, alone)).astype(np.float32)
 
 
@@ -362,7 +417,13 @@ def _beyond(
     elapsed = (frames - number)[:, None, None]
     xyxy = tracks.xyxy[rows] + elapsed * np.concatenate([velocity, velocity], 1)
     confidence = tracks.confidence[rows] * np.exp(-np.abs(elapsed[..., 0]) / FADE_FRAMES)
-    return _Piece(frames, tracks.id[rows], tracks.class_id[rows], confidence.astype(np.float32), _clipped(xyxy, width, height))
+    return _Piece(
+        frames,
+        tracks.id[rows],
+        tracks.class_id[rows],
+        confidence.astype(np.float32),
+        _clipped(xyxy, width, height),
+    )
 
 
 def _clipped(xyxy: Float, width: int, height: int) -> Float:
@@ -375,7 +436,12 @@ def _clipped(xyxy: Float, width: int, height: int) -> Float:
 
 
 def _keypoints(
-    detections: Sequence[Detections], motions: Sequence[Motion], between: Sequence[Motion | None], wanted: Int, width: int, height: int
+    detections: Sequence[Detections],
+    motions: Sequence[Motion],
+    between: Sequence[Motion | None],
+    wanted: Int,
+    width: int,
+    height: int,
 ) -> Float:
     """(F, 32, 3) for the wanted frames, from the views of the looked-at frames around each."""
     answer = np.zeros((len(wanted), 32, 3), np.float32)
@@ -430,7 +496,9 @@ def _blended_points(one: Points | None, two: Points | None, share: Double, width
     if not known:
         return np.zeros((len(share), 32, 3), np.float32)
     weights = [w for p, w in ((one, 1 - share), (two, share)) if p is not None]
-    weight = np.stack([np.where(np.isfinite(p[0]).all(-1), w, 0.0) for p, w in zip(known, weights, strict=True)])
+    weight = np.stack(
+        [np.where(np.isfinite(p[0]).all(-1), w, 0.0) for p, w in zip(known, weights, strict=True)]
+    )
     total = weight.sum(0)
     weight = weight / np.where(total > 0, total, 1.0)
     points = sum(w[..., None] * np.nan_to_num(p[0]) for p, w in zip(known, weight, strict=True))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,9 @@ ASPECT_FRAMES = 25.0
 """Boxes of a body this far away still say how wide it usually is."""
 BRIDGE_FRAMES = 12
 """A loss over several glances is filled up to this length, over a single glance always: detectors blink, bodies do not."""
+COAST_FRAMES = 30
+"""A velocity is believed for this long."""
+IMPOSSIBLE = 1e3
 BALL_ID = 0
 """There is one ball, so it has one identity."""
 BODY_METRES = 1.8
@@ -88,7 +92,8 @@ def motions_between(detections: Sequence[Detections], motions: Sequence[Motion])
     """(S - 1) motions, entry i from detections[i] to detections[i + 1]; None where there is none."""
     known = {(m.first, m.last): m for m in motions}
     return [
-        known.get((a.frame_number, b.frame_number)) for a, b in zip(detections[:-1], detections[1:], strict=True)
+        known.get((a.frame_number, b.frame_number))
+        for a, b in zip(detections[:-1], detections[1:], strict=True)
     ]
 
 
@@ -127,33 +132,43 @@ class _Row:
     xyxy: Float
 
 
+@dataclass(slots=True)
 class _Live:
-    """The tracks that may still be continued, as columns."""
+    """The tracks that may still be continued, as columns (T, ...).
 
-    def __init__(self) -> None:
-        self.id = np.zeros(0, np.int32)
-        self.box = np.zeros((0, 4), np.float32)
-        self.velocity = np.zeros((0, 2), np.float32)
-        self.seen = np.zeros(0, np.int32)
-        self.row = np.zeros(0, np.int32)
-        self.scores = np.zeros((0, 4), np.float32)
+    box: where each is predicted now. seen, row, at: when, as which detection and where it was last seen. velocity: pixels a frame
+    in the picture; own: the same without what the camera did. scores: votes so far, older ones fading.
+    """
 
-    def keep(self, which: npt.NDArray[np.bool_]) -> None:
-        for name in ("id", "box", "velocity", "seen", "row", "scores"):
-            setattr(self, name, getattr(self, name)[which])
+    id: Int
+    box: Float
+    seen: Int
+    row: Int
+    at: Float
+    velocity: Float
+    own: Float
+    scores: Float
 
-    def add(self, ids: Int, boxes: Float, seen: int, rows: Int, scores: Float) -> None:
-        self.id = np.concatenate([self.id, ids])
-        self.box = np.concatenate([self.box, boxes])
-        self.velocity = np.concatenate([self.velocity, np.zeros((len(ids), 2), np.float32)])
-        self.seen = np.concatenate([self.seen, np.full(len(ids), seen, np.int32)])
-        self.row = np.concatenate([self.row, rows])
-        self.scores = np.concatenate([self.scores, scores])
+    @classmethod
+    def none(cls) -> _Live:
+        boxes, pairs, whole = np.zeros((0, 4), np.float32), np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
+        return cls(whole, boxes, whole, whole, boxes, pairs, pairs, boxes)
+
+    def kept(self, which: Bool) -> _Live:
+        return _Live(*(column[which] for column in self._columns()))
+
+    def joined(self, ids: Int, boxes: Float, seen: int, rows: Int, scores: Float) -> _Live:
+        still = np.zeros((len(ids), 2), np.float32)
+        fresh = (ids, boxes, np.full(len(ids), seen, np.int32), rows, boxes, still, still, scores)
+        return _Live(*(np.concatenate(pair) for pair in zip(self._columns(), fresh, strict=True)))
+
+    def _columns(self) -> tuple[Any, ...]:
+        return self.id, self.box, self.seen, self.row, self.at, self.velocity, self.own, self.scores
 
 
 def _associate(detections: Sequence[Detections], between: Sequence[Motion | None], sure: float) -> list[Int]:
     """Ids (N,) of the people in each frame's detections; -1: not taken (ball, or weak and alone)."""
-    live, following, answer = _Live(), 1, []
+    live, following, answer = _Live.none(), 1, []
     for look, detection in enumerate(detections):
         ids = np.full(len(detection), -1, np.int32)
         people = np.flatnonzero(detection.class_id != 0)
@@ -161,89 +176,108 @@ def _associate(detections: Sequence[Detections], between: Sequence[Motion | None
         confidence = detection.confidence[people]
         number = detection.frame_number
         if look:
-            motion = between[look - 1]
-            tolerance = _predict(live, motion, detections[look - 1].frame_number, number)
-            paired = _flow_pairs(live, motion, detections[look - 1].frame_number, people)
-            taken = _match(live, tolerance, boxes, scores, confidence, sure, paired)
+            motion, before = between[look - 1], detections[look - 1].frame_number
+            live, tolerance = _predicted(live, motion, before, number)
+            paired = _flow_pairs(live, motion, before, people)
+            taken = _match(live, tolerance, boxes, scores, confidence >= sure, paired)
             _continue(live, taken, boxes, scores, people, number, motion)
             ids[people[taken >= 0]] = live.id[taken[taken >= 0]]
         new = np.flatnonzero((ids[people] < 0) & (confidence >= sure))
         fresh = np.arange(following, following + len(new), dtype=np.int32)
         following += len(new)
-        live.add(fresh, boxes[new], number, people[new].astype(np.int32), scores[new])
+        live = live.joined(fresh, boxes[new], number, people[new].astype(np.int32), scores[new])
         ids[people[new]] = fresh
         answer.append(ids)
     return answer
 
 
-def _predict(live: _Live, motion: Motion | None, before: int, now: int) -> Float:
-    """Move every live track to `now`; give back how far each may be wrong, in body heights."""
-    elapsed = now - before
+def _predicted(live: _Live, motion: Motion | None, before: int, now: int) -> tuple[_Live, Float]:
+    """The tracks as they should be at `now`, and how far each may be off, in body heights."""
     if motion is not None and motion.cut_after is not None:
-        live.keep(np.zeros(len(live.id), bool))
-        return np.zeros(0, np.float32)
-    live.keep(now - live.seen <= FORGET_FRAMES)
-    silent = (now - live.seen).astype(np.float32)
-    step = live.velocity * elapsed
-    drift = live.box + np.concatenate([step, step], 1)
+        return _Live.none(), np.zeros(0, np.float32)
+    live = live.kept(now - live.seen <= FORGET_FRAMES)
+    silent = np.minimum(now - live.seen, 25).astype(np.float32)
+    elapsed = min(now - before, COAST_FRAMES)
     camera = camera_across(motion)
-    if camera is not None and len(live.id):
-        drift = moved_boxes(camera, drift)
-    tolerance = 0.5 + 0.06 * np.minimum(silent, 25) if camera is not None else 0.5 + 0.1 * np.minimum(silent, 25)
+    if camera is None:
+        step, tolerance = live.velocity * elapsed, 0.5 + 0.1 * silent
+        live.box = live.box + np.concatenate([step, step], 1)
+    else:
+        step, tolerance = live.own * elapsed, 0.5 + 0.06 * silent
+        live.box = moved_boxes(camera, live.box) + np.concatenate([step, step], 1)
     if motion is not None:
         fresh = np.flatnonzero(live.seen == before)
         carried = motion.forward[-1][live.row[fresh]]
         held = np.isfinite(carried).all(1)
-        drift[fresh[held]] = carried[held]
+        live.box[fresh[held]] = carried[held]
         tolerance[fresh[held]] = 0.6
-    live.box = drift.astype(np.float32)
-    return np.asarray(tolerance, np.float32)
+    return live, tolerance.astype(np.float32)
 
 
 def _flow_pairs(live: _Live, motion: Motion | None, before: int, people: npt.NDArray[np.intp]) -> Bool:
     """(T, N) which live tracks and detections flow itself has joined."""
     joined = np.zeros((len(live.id), len(people)), np.bool_)
-    if motion is not None:
-        for row, column in motion.pairs:
-            joined |= np.logical_and.outer((live.row == row) & (live.seen == before), people == column)
+    if motion is None or not len(motion.pairs) or not joined.size:
+        return joined
+    track, column = np.nonzero(live.row[:, None] == motion.pairs[None, :, 0])
+    fresh = live.seen[track] == before
+    track, target = track[fresh], motion.pairs[column[fresh], 1]
+    place = np.minimum(np.searchsorted(people, target), len(people) - 1)
+    here = people[place] == target
+    joined[track[here], place[here]] = True
     return joined
 
 
-def _match(live: _Live, tolerance: Float, boxes: Float, scores: Float, confidence: Float, sure: float, paired: Bool) -> Int:
+def _match(live: _Live, tolerance: Float, boxes: Float, scores: Float, sure: Bool, paired: Bool) -> Int:
     """For every detection the index of the live track it continues, or -1: sure detections first, then weak ones."""
     taken = np.full(len(boxes), -1, np.int32)
     if not len(boxes) or not len(live.id):
         return taken
     cost = box_distance(live.box, boxes)
-    height = np.maximum(live.box[:, 3] - live.box[:, 1], 1)
-    cost = cost + 0.3 * np.abs(np.log(np.maximum(boxes[:, 3] - boxes[:, 1], 1)[None] / height[:, None]))
+    tall = np.maximum(live.box[:, 3] - live.box[:, 1], 1)[:, None]
+    cost = cost + 0.3 * np.abs(np.log(np.maximum(boxes[:, 3] - boxes[:, 1], 1)[None] / tall))
     cost = np.where(paired, np.minimum(cost, 0.2), cost)
-    cost = np.where(cost <= tolerance[:, None], cost, np.inf)
-    mine = live.scores / np.maximum(np.linalg.norm(live.scores, axis=1, keepdims=True), 1e-6)
-    theirs = scores / np.maximum(np.linalg.norm(scores, axis=1, keepdims=True), 1e-6)
-    cost = cost + 0.3 * (1 - mine @ theirs.T) + 0.01 * tolerance[:, None]
-    for wanted in (confidence >= sure, confidence < sure):
+    possible = cost <= tolerance[:, None]
+    cost = cost + 0.3 * (1 - _directions(live.scores) @ _directions(scores).T) + 0.01 * tolerance[:, None]
+    cost = np.where(possible, cost, IMPOSSIBLE)
+    for wanted in (sure, ~sure):
         free = np.setdiff1d(np.arange(len(live.id)), taken)
         columns = np.flatnonzero(wanted)
-        part = np.where(np.isfinite(cost[np.ix_(free, columns)]), cost[np.ix_(free, columns)], 1e3)
-        if part.size:
-            rows, chosen = linear_sum_assignment(part)
-            good = part[rows, chosen] < 1e3
-            taken[columns[chosen[good]]] = free[rows[good]]
+        part = cost[np.ix_(free, columns)]
+        rows, chosen = linear_sum_assignment(part)
+        good = part[rows, chosen] < IMPOSSIBLE
+        taken[columns[chosen[good]]] = free[rows[good]]
     return taken
 
 
+def _directions(scores: Float) -> Float:
+    return scores / np.maximum(np.linalg.norm(scores, axis=1, keepdims=True), 1e-6)
+
+
 def _continue(
-    live: _Live, taken: Int, boxes: Float, scores: Float, people: npt.NDArray[np.intp], number: int, motion: Motion | None
+    live: _Live,
+    taken: Int,
+    boxes: Float,
+    scores: Float,
+    people: npt.NDArray[np.intp],
+    number: int,
+    motion: Motion | None,
 ) -> None:
-    """Put the matched detections into their tracks. Without motion the velocity is learned from the surprise."""
+    """Put the matched detections into their tracks and learn their velocities."""
     which = np.flatnonzero(taken >= 0)
     tracks = taken[which]
-    surprise = (boxes[which, :2] + boxes[which, 2:] - live.box[tracks, :2] - live.box[tracks, 2:]) / 2
     silent = np.maximum(number - live.seen[tracks], 1)[:, None]
+    surprise = _centres(boxes[which]) - _centres(live.box[tracks])
+    camera = camera_across(motion)
     if motion is None:
         live.velocity[tracks] += 0.4 * surprise / silent
-    live.box[tracks] = boxes[which]
+    else:
+        moved = _centres(boxes[which]) - _centres(live.at[tracks])
+        live.velocity[tracks] = moved / silent
+        if camera is not None:
+            stood = _centres(moved_boxes(camera, live.at[tracks])) - _centres(live.at[tracks])
+            live.own[tracks] = (moved - stood) / silent
+    live.box[tracks] = live.at[tracks] = boxes[which]
     live.seen[tracks] = number
     live.row[tracks] = people[which]
     live.scores[tracks] = 0.9 * live.scores[tracks] + scores[which]
@@ -275,7 +309,14 @@ def _rows(detections: Sequence[Detections], ids: Sequence[Int]) -> list[_Row]:
         classes, confidence = detection.class_id, detection.confidence
         for row in np.flatnonzero(mine >= 0):
             rows.append(
-                _Row(look, int(mine[row]), int(row), int(classes[row]), float(confidence[row]), detection.xyxy[row])
+                _Row(
+                    look,
+                    int(mine[row]),
+                    int(row),
+                    int(classes[row]),
+                    float(confidence[row]),
+                    detection.xyxy[row],
+                )
             )
     return rows
 
@@ -284,7 +325,9 @@ def _voted(rows: list[_Row], detections: Sequence[Detections]) -> list[_Row]:
     """Goalkeeper, player or referee: the sum of the scores over the whole track decides."""
     votes: dict[int, Float] = {}
     for row in rows:
-        votes[row.id] = votes.get(row.id, np.zeros(4, np.float32)) + detections[row.look].class_scores[row.row]
+        votes[row.id] = (
+            votes.get(row.id, np.zeros(4, np.float32)) + detections[row.look].class_scores[row.row]
+        )
     winner = {id_: 1 + int(vote[1:].argmax()) for id_, vote in votes.items()}
     for row in rows:
         row.class_id = winner[row.id]
@@ -318,7 +361,9 @@ def _seen_from_before(row: _Row, look: int, between: Sequence[Motion | None]) ->
     box = row.xyxy
     for step in range(row.look, look):
         motion, camera = between[step], camera_across(between[step])
-        carried = motion.forward[-1][row.row] if motion is not None and step == row.look and row.row >= 0 else None
+        carried = (
+            motion.forward[-1][row.row] if motion is not None and step == row.look and row.row >= 0 else None
+        )
         if carried is not None and np.isfinite(carried).all():
             box = carried
         elif camera is not None:
@@ -330,7 +375,11 @@ def _seen_from_after(row: _Row, look: int, between: Sequence[Motion | None]) -> 
     box = row.xyxy
     for step in range(row.look - 1, look - 1, -1):
         motion, camera = between[step], camera_across(between[step])
-        carried = motion.backward[0][row.row] if motion is not None and step == row.look - 1 and row.row >= 0 else None
+        carried = (
+            motion.backward[0][row.row]
+            if motion is not None and step == row.look - 1 and row.row >= 0
+            else None
+        )
         if carried is not None and np.isfinite(carried).all():
             box = carried
         elif camera is not None:
@@ -338,7 +387,9 @@ def _seen_from_after(row: _Row, look: int, between: Sequence[Motion | None]) -> 
     return box
 
 
-def _ball_path(detections: Sequence[Detections], between: Sequence[Motion | None], numbers: Int) -> list[_Row]:
+def _ball_path(
+    detections: Sequence[Detections], between: Sequence[Motion | None], numbers: Int
+) -> list[_Row]:
     """The best path over all ball candidates (Viterbi): confident places, reachable at a ball's speed, losses allowed."""
     candidates = [np.flatnonzero(d.class_id == 0) for d in detections]
     people = [d.xyxy[d.class_id != 0] for d in detections]
@@ -351,7 +402,9 @@ def _ball_path(detections: Sequence[Detections], between: Sequence[Motion | None
     for look, mine in enumerate(candidates):
         confidence = detections[look].class_scores[mine, 0].astype(np.float64)
         score = np.full(len(mine), max(peak - BALL_RESTART, 0.0) if peak_at else 0.0)
-        origin: list[tuple[int, int] | None] = [peak_at if score[0] > 0 else None] * len(mine) if len(mine) else []
+        origin: list[tuple[int, int] | None] = (
+            [peak_at if score[0] > 0 else None] * len(mine) if len(mine) else []
+        )
         where = _centres(detections[look].xyxy[mine])
         chain: Double | None = np.eye(3)
         for earlier in range(look - 1, -1, -1):
