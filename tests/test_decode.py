@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from av.codec.hwaccel import HWAccel
 from clips import RECIPES, SHARED_CLIPS, Recipe, make_clip, number_in, picture, remux
 
 from firsttouch.clock import Deadline
@@ -329,3 +330,91 @@ def test_frames_keep_their_picture_after_the_decoder_is_closed(folder: Path) -> 
     assert decoder.finished
     assert np.array_equal(frame.y, before)
     assert isinstance(frame.picture, av.VideoFrame)
+
+
+# NVDEC: the choice and the fall-back. No GPU is needed, and none is tested.
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr("firsttouch.decode._said", set())
+    caplog.set_level("INFO", "firsttouch.decode")
+    return caplog
+
+
+def has_nvdec() -> bool:
+    try:
+        return bool(av.CodecContext.create("h264", "r", hwaccel=HWAccel("cuda")).is_hwaccel)
+    except (av.FFmpegError, NotImplementedError):
+        return False
+
+
+@pytest.mark.skipif(has_nvdec(), reason="this machine has NVDEC")
+def test_without_a_driver_cuda_decodes_in_software_and_warns_once(
+    folder: Path, lines: pytest.LogCaptureFixture
+) -> None:
+    sparse, index = opened(make_clip(RECIPES["moov_last"], folder))
+    for _ in range(2):
+        decoder = GopDecoder(index, sparse.read, range(20), device="cuda")
+        assert [f.frame_number for f in decoder.frames()] == list(range(20))
+        assert not decoder.hardware
+    assert [record.levelname for record in lines.records] == ["WARNING"]
+    assert "USE_NVDEC=0" in lines.text
+    assert "Using NVDEC" not in lines.text
+
+
+def test_cpu_never_asks_for_the_chip(folder: Path, lines: pytest.LogCaptureFixture) -> None:
+    sparse, index = opened(make_clip(RECIPES["moov_last"], folder))
+    assert not GopDecoder(index, sparse.read, range(20)).hardware
+    assert lines.records == []
+
+
+class Chip:
+    """Stands in for a hardware context: refuses from the packet `refuses` on, else decodes to nv12 as NVDEC does."""
+
+    def __init__(self, index: Index, refuses: int | None = None, mute: bool = False) -> None:
+        self._inner = av.CodecContext.create(index.codec, "r")
+        self._inner.extradata = index.extradata
+        self._refuses, self._mute, self._seen = refuses, mute, 0
+
+    def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
+        if self._refuses is not None and self._seen >= self._refuses:
+            raise av.FFmpegError(1, "Failed setup for format cuda: hwaccel initialisation returned error.")
+        self._seen += 1
+        frames = [] if self._mute else self._inner.decode(packet)
+        turned = [frame.reformat(format="nv12") for frame in frames]
+        for before, after in zip(frames, turned, strict=True):
+            after.pts = before.pts
+        return turned
+
+
+def test_a_chip_that_decodes_is_reported_once_and_gives_the_same_planes(
+    folder: Path, lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sparse, index = opened(make_clip(RECIPES["pyramid"], folder))
+    monkeypatch.setattr("firsttouch.decode._open_nvdec", lambda index, options: Chip(index))
+    soft = list(GopDecoder(index, sparse.read, range(20)).frames())
+    for _ in range(2):
+        decoder = GopDecoder(index, sparse.read, range(20), device="cuda")
+        hard = list(decoder.frames())
+        assert decoder.hardware
+    assert [f.frame_number for f in hard] == [f.frame_number for f in soft]
+    assert hard[5].picture.format.name == "nv12"
+    for ours, other in zip(hard, soft, strict=True):
+        assert np.array_equal(ours.y, other.y)
+        assert np.array_equal(ours.u, other.u)
+        assert np.array_equal(ours.v, other.v)
+    assert [record.message for record in lines.records] == ["Using NVDEC"]
+
+
+@pytest.mark.parametrize("chip", [{"refuses": 0}, {"refuses": 1}, {"mute": True}], ids=str)
+def test_a_chip_that_refuses_the_clip_is_replaced_by_software_from_the_first_row(
+    chip: dict[str, bool | int], folder: Path, lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sparse, index = opened(make_clip(RECIPES["moov_last"], folder))
+    monkeypatch.setattr("firsttouch.decode._open_nvdec", lambda index, options: Chip(index, **chip))
+    decoder = GopDecoder(index, sparse.read, range(20), device="cuda")
+    assert [f.frame_number for f in decoder.frames()] == list(range(20))
+    assert not decoder.hardware
+    assert decoder.errors == 0
+    assert [record.levelname for record in lines.records] == ["WARNING"]

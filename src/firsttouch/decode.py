@@ -7,16 +7,18 @@ is compared.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import av
 import cv2
 import numpy as np
 import numpy.typing as npt
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
@@ -27,7 +29,8 @@ from firsttouch.clock import Deadline
 from firsttouch.errors import DecodeFailed, NotAVideo
 from firsttouch.index import Index
 from firsttouch.ranges import ByteRange
-from firsttouch.sparse import SparseBytes
+
+logger = logging.getLogger(__name__)
 
 Plane = npt.NDArray[np.uint8]
 
@@ -56,17 +59,17 @@ class Frame:
     @property
     def y(self) -> Plane:
         """Luma, (H, W) uint8; rows may be further apart than W bytes."""
-        return self._plane(0, self.picture.width, self.picture.height)
+        return self._turned(self._plane(0, self.picture.width, self.picture.height))
 
     @property
     def u(self) -> Plane:
-        """Blue difference, (ceil(H / 2), ceil(W / 2)) uint8."""
-        return self._plane(1, (self.picture.width + 1) // 2, (self.picture.height + 1) // 2)
+        """Blue difference, (ceil(H / 2), ceil(W / 2)) uint8; a copy where the decoder's is interleaved (nv12)."""
+        return self._chroma(0)
 
     @property
     def v(self) -> Plane:
         """Red difference, as `u`."""
-        return self._plane(2, (self.picture.width + 1) // 2, (self.picture.height + 1) // 2)
+        return self._chroma(1)
 
     def grey(self) -> Plane:
         """Luma for flow, a copy: (H // k, W // k) uint8, each pixel the mean of k x k, k = `grey_factor`."""
@@ -79,13 +82,21 @@ class Frame:
         whole = y[: small[1] * factor, : small[0] * factor]
         return np.asarray(cv2.resize(whole, small, interpolation=cv2.INTER_AREA), np.uint8)
 
+    def _chroma(self, which: int) -> Plane:
+        width, height = (self.picture.width + 1) // 2, (self.picture.height + 1) // 2
+        if self.picture.format.name == "nv12":
+            return self._turned(np.ascontiguousarray(self._plane(1, 2 * width, height)[:, which::2]))
+        return self._turned(self._plane(1 + which, width, height))
+
     def _plane(self, index: int, width: int, height: int) -> Plane:
         plane = self.picture.planes[index]
         flat = np.frombuffer(plane, np.uint8)  # type: ignore[call-overload]
-        view = flat.reshape(height, plane.line_size)[:, :width]
-        if self.rotation:
-            return np.ascontiguousarray(np.rot90(view, -self.rotation // 90))
-        return view  # type: ignore[no-any-return]
+        return flat.reshape(height, plane.line_size)[:, :width]  # type: ignore[no-any-return]
+
+    def _turned(self, plane: Plane) -> Plane:
+        if not self.rotation:
+            return plane
+        return np.ascontiguousarray(np.rot90(plane, -self.rotation // 90))
 
 
 class GopDecoder:
@@ -96,6 +107,8 @@ class GopDecoder:
     frame, which the decoder of the next GOP gives: so GOPs side by side give every frame once.
 
     skip_nonref leaves out frames no other needs; skip_loop_filter leaves out deblocking (pictures differ).
+    device="cuda" asks for NVDEC; where it cannot be had, at once or for this clip, software decodes instead, with
+    one warning, and `hardware` stays False. (The hardware path itself has not been verified on hardware.)
     """
 
     def __init__(
@@ -106,17 +119,25 @@ class GopDecoder:
         *,
         skip_nonref: bool = False,
         skip_loop_filter: bool = False,
+        device: str = "cpu",
     ) -> None:
         if not rows or not index.is_keyframe[rows[0]]:
             raise ValueError(f"a run of rows must start at a key frame, got {rows}")
         self.errors = 0
+        self.hardware = False
+        """Pictures have come from the chip's decoder."""
         self._index, self._read = index, read
         self._rows, self._last_key = _feedable(index, rows)
         self._at = 0
         self._skip_nonref = skip_nonref
         self._ready: deque[Frame] = deque()
         self._convert = _Converter()
-        self._context: VideoCodecContext | None = _open_decoder(index, skip_nonref, skip_loop_filter)
+        self._options = {"max_pixels": str(MAX_PIXELS)}
+        if skip_loop_filter:
+            self._options["skip_loop_filter"] = "all"
+        context = _open_nvdec(index, self._options) if device == "cuda" else None
+        self._on_trial = context is not None
+        self._context: VideoCodecContext | None = context or _open_software(index, self._options)
 
     @property
     def next_row(self) -> int | None:
@@ -137,7 +158,8 @@ class GopDecoder:
                 return
             if self._at == len(self._rows):
                 self._take(None)
-                self._context = None
+                if self._at == len(self._rows):  # otherwise software begins again
+                    self._context = None
             elif until_row is None or self._rows[self._at] < until_row:
                 self._feed(self._rows[self._at])
             else:
@@ -168,9 +190,18 @@ class GopDecoder:
             pictures = self._context.decode(packet)
         except av.EOFError:
             return
-        except av.FFmpegError:
+        except (av.FFmpegError, RuntimeError) as exc:
+            if self._on_trial:
+                self._fall_back(str(exc))
+                return
             # As every player: a damaged sample is left out and the next ones are tried.
             self.errors += 1
+            return
+        if self._on_trial and pictures:
+            self._on_trial, self.hardware = False, True
+            _say_once(logging.INFO, "Using NVDEC")
+        elif self._on_trial and packet is None:
+            self._fall_back("no picture came")
             return
         for picture in pictures:
             row = picture.pts
@@ -180,6 +211,13 @@ class GopDecoder:
             if number >= 0:
                 shown = self._convert(picture)
                 self._ready.append(Frame(number, int(self._index.pts[row]), row, shown, self._index.rotation))
+
+    def _fall_back(self, reason: str) -> None:
+        """The chip refuses this clip (codec, profile, size): begin again in software. No picture has come yet."""
+        _say_once(logging.WARNING, f"NVDEC cannot decode this clip, software does: {reason}")
+        self._on_trial = False
+        self._context = _open_software(self._index, self._options)
+        self._at = 0
 
 
 def is_reference(data: bytes, codec: str, extradata: bytes) -> bool:
@@ -224,24 +262,51 @@ def _feedable(index: Index, rows: Sequence[int]) -> tuple[list[int], int]:
     return kept.tolist(), int(keys[-1]) if only_leading else -1
 
 
-def _open_decoder(index: Index, skip_nonref: bool, skip_loop_filter: bool) -> VideoCodecContext:
-    options = {"max_pixels": str(MAX_PIXELS)}
-    if skip_loop_filter:
-        options["skip_loop_filter"] = "all"
-    if skip_nonref:
-        options["skip_frame"] = "noref"
+def _open_software(index: Index, options: dict[str, str]) -> VideoCodecContext:
     try:
-        context = av.CodecContext.create(index.codec, "r")
-        assert isinstance(context, VideoCodecContext)
-        context.extradata = index.extradata or None
-        context.thread_count = 1
-        context.options = options
-        context.open()
+        return _opened(av.CodecContext.create(index.codec, "r"), index, options)
     except (av.FFmpegError, ValueError) as exc:
         raise DecodeFailed(f"no decoder for {index.codec}: {exc}") from exc
+
+
+def _open_nvdec(index: Index, options: dict[str, str]) -> VideoCodecContext | None:
+    """A decoder on the GPU; None, and one warning, where there is none.
+
+    Without a driver PyAV raises even where a fall-back is allowed; for a codec it has no hardware for, it gives a
+    software decoder without a word.
+    """
+    try:
+        accelerator = HWAccel("cuda", allow_software_fallback=False, options={"primary_ctx": "1"})
+        context = av.CodecContext.create(index.codec, "r", hwaccel=accelerator)
+        if context.is_hwaccel:
+            return _opened(context, index, options)
+        reason = f"it has no decoder for {index.codec}"
+    except (av.FFmpegError, NotImplementedError, RuntimeError, ValueError) as exc:
+        reason = str(exc)
+    remedy = "install the NVIDIA driver, or set USE_NVDEC=0"
+    _say_once(logging.WARNING, f"NVDEC is not available, software decodes ({reason}): {remedy}")
+    return None
+
+
+def _opened(context: av.CodecContext, index: Index, options: dict[str, str]) -> VideoCodecContext:
+    assert isinstance(context, VideoCodecContext)
+    context.extradata = index.extradata or None
+    context.thread_count = 1  # frame threads cost more than they save: GOPs go side by side instead
+    context.options = dict(options)
+    context.open()
     # Without this the H.264 decoder guesses the delay and lets early frames out of order.
     context.reorder_depth = max(context.reorder_depth, index.reorder_depth)
     return context
+
+
+_said: set[str] = set()
+
+
+def _say_once(level: int, message: str) -> None:
+    """A process decodes thousands of GOPs; what it decodes them with is worth one line."""
+    if message not in _said:
+        _said.add(message)
+        logger.log(level, message)
 
 
 class _Converter:
@@ -251,11 +316,20 @@ class _Converter:
         self._reformatter: VideoReformatter | None = None
 
     def __call__(self, picture: VideoFrame) -> VideoFrame:
-        if picture.format.name == "yuv420p" and picture.color_range != ColorRange.JPEG:
+        if picture.format.name in ("yuv420p", "nv12") and picture.color_range != ColorRange.JPEG:
             return picture
         if self._reformatter is None:
             self._reformatter = VideoReformatter()
         return self._reformatter.reformat(picture, format="yuv420p", dst_color_range=ColorRange.MPEG, threads=1)
+
+
+class Streamed(Protocol):
+    """What gives a file to read from the start: `SparseBytes`, or what asks for bytes where it is read."""
+
+    @property
+    def size(self) -> int | None: ...
+
+    def file(self, deadline: Deadline | None = None) -> BinaryIO: ...
 
 
 class StreamDecoder:
@@ -264,7 +338,7 @@ class StreamDecoder:
     Raises NotAVideo, IndexInvalid, DecodeFailed, and what stopped the bytes (DeadlineExceeded, SourceError).
     """
 
-    def __init__(self, sparse: SparseBytes, deadline: Deadline | None = None) -> None:
+    def __init__(self, sparse: Streamed, deadline: Deadline | None = None) -> None:
         self._container = _open_stream(sparse, deadline or Deadline.after(None))
         if not self._container.streams.video:
             self._container.close()
@@ -329,7 +403,7 @@ class _Pipe:
         self.read = file.read
 
 
-def _open_stream(sparse: SparseBytes, deadline: Deadline) -> InputContainer:
+def _open_stream(sparse: Streamed, deadline: Deadline) -> InputContainer:
     """FFmpeg's view of a stream. While its length is unknown it is a pipe, except an MP4 with its samples before
     its index, for which all of it has to come."""
     file = sparse.file(deadline)
@@ -364,7 +438,7 @@ def _samples_come_first(file: BinaryIO) -> bool:
     return False
 
 
-def decode_stream(sparse: SparseBytes, deadline: Deadline | None = None) -> Iterator[Frame]:
+def decode_stream(sparse: Streamed, deadline: Deadline | None = None) -> Iterator[Frame]:
     """All frames of a stream, decoded in order; see StreamDecoder."""
     stream = StreamDecoder(sparse, deadline)
     try:
