@@ -19,7 +19,8 @@
     ├── ModelError                     500
     │   ├── ModelNotFound              500  no such ONNX file
     │   ├── ModelMismatch              500  outputs or classes we cannot read
-    │   └── RuntimeUnavailable         500  the runtime or device asked for does not work here
+    │   ├── RuntimeUnavailable         500  the runtime or device asked for does not work here
+    │   └── NoActionModel              501  the private track asks for actions, and there is no model for them yet
     ├── SettingsError                  500  a setting has a value that is not allowed
     ├── DeadlineExceeded               504  the deadline came before anything could be answered
     ├── EngineFailed                   500  the engine child died or was killed
@@ -132,6 +133,11 @@ class ModelMismatch(ModelError):
 
 class RuntimeUnavailable(ModelError):
     default_hint = "firsttouch doctor says which runtimes and devices work here"
+
+
+class NoActionModel(ModelError):
+    http_status = 501
+    default_hint = "ask POST /soccer/challenge for boxes, identities and key points"
 
 
 class SettingsError(FirsttouchError):

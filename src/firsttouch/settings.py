@@ -154,6 +154,9 @@ class Settings(BaseSettings):
     subtensor_address: str | None = setting(None, "the chain's address, when it is not the network's own")
     wallet_name: str = setting("default", "the wallet whose hotkey we are")
     hotkey_name: str = setting("default", "the hotkey of that wallet that callers sign for")
+    miner_hotkey: str | None = setting(
+        None, "our hotkey's address, where the wallet itself is not on this machine"
+    )
     min_stake_threshold: Annotated[float, Ge(0)] = setting(1000.0, "least stake of a caller")
     refresh_nodes: bool = setting(True, "read the metagraph again in the background")
     load_old_nodes: bool = setting(True, "begin with the metagraph kept on disk")
@@ -361,7 +364,7 @@ def load(
 def _validated(values: dict[str, Any], origins: Mapping[str, Origin]) -> Settings:
     if unknown := values.keys() - Settings.model_fields.keys():
         raise SettingsError(f"no such setting: {', '.join(sorted(unknown)).upper()}")
-    for name in ("time_budget_s", "subtensor_address", "model_player", "model_ball", "model_pitch"):
+    for name in ("time_budget_s", "subtensor_address", "miner_hotkey", "model_player", "model_ball", "model_pitch"):
         if name in values:
             values[name] = _none_is_none(values[name])
     try:
