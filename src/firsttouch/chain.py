@@ -9,9 +9,9 @@ from typing import BinaryIO, Protocol
 
 from .clock import Deadline
 from .decode import Frame, GopDecoder, StreamDecoder
-from .errors import DeadlineExceeded, FirsttouchError
+from .errors import DeadlineExceeded
 from .index import Index
-from .plan import Rates
+from .plan import Rates, decode_stop
 from .sparse import SparseBytes
 
 QUANTUM_ROWS = 8
@@ -39,6 +39,7 @@ class GopChain:
         self._skip, self._device = skip_disposable, device
         self._decoder: GopDecoder | None = None
         self._next = rows.start
+        self._stop = decode_stop(index, rows.stop)
         self._finished = False
 
     @property
@@ -56,30 +57,31 @@ class GopChain:
 
     @property
     def seconds_left(self) -> float:
-        return 0.0 if self._finished else (self.rows.stop - self._next) * self._rates.decode_reference_seconds
+        return 0.0 if self._finished else (self._stop - self._next) * self._rates.decode_reference_seconds
 
     def cut(self, stop_row: int) -> None:
         """End at `stop_row` instead, or as soon after as the decoder has got already; never later than planned."""
-        self.rows = range(self.rows.start, min(self.rows.stop, max(stop_row, self._next)))
+        if stop_row < self.rows.stop:
+            self.rows = range(self.rows.start, max(stop_row, min(self._next, self.rows.stop)))
+            self._stop = max(self.rows.stop, self._next)
 
     def ready(self) -> bool:
         if self._finished:
             return False
-        return self._next >= self.rows.stop or self._sparse.has(self._index.byte_range(self._next))
+        return self._next >= self._stop or self._sparse.has(self._index.byte_range(self._next))
 
     def advance(self) -> Iterator[Frame]:
         """Feed up to `QUANTUM_ROWS` samples that are here; at the end, flush the decoder."""
         if self._decoder is None:
-            self._decoder = GopDecoder(self._index, self._sparse.read, self.rows, skip_nonref=self._skip)
+            rows = range(self.rows.start, self._stop)
+            self._decoder = GopDecoder(self._index, self._sparse.read, rows, skip_nonref=self._skip)
         until = self._next
-        while until < min(self._next + QUANTUM_ROWS, self.rows.stop) and self._sparse.has(
-            self._index.byte_range(until)
-        ):
+        while until < min(self._next + QUANTUM_ROWS, self._stop) and self._sparse.has(self._index.byte_range(until)):
             until += 1
         yield from self._decoder.frames(until)
         self._next = until
-        if self._next >= self.rows.stop:
-            self._decoder.cut(self.rows.stop)
+        if self._next >= self._stop:
+            self._decoder.cut(self._stop)
             yield from self._decoder.frames()
             self._finished = True
 
@@ -91,6 +93,9 @@ class GopChain:
 
 class Streamed(Protocol):
     """What gives a file to read from the start: `SparseBytes`, or what asks for bytes where it is read."""
+
+    @property
+    def size(self) -> int | None: ...
 
     def file(self, deadline: Deadline | None = None) -> BinaryIO: ...
 
@@ -107,7 +112,7 @@ class StreamChain:
         self._frames: deque[Frame] = deque()
         self._room = threading.Condition()
         self._ended = self._closed = False
-        self._error: FirsttouchError | None = None
+        self._error: Exception | None = None
         self.cut_short = False
         """The deadline came before the end of the stream."""
         self.decoder: StreamDecoder | None = None
@@ -163,7 +168,8 @@ class StreamChain:
                 self._on_frame()
         except DeadlineExceeded:
             self.cut_short = True
-        except FirsttouchError as error:
+        except Exception as error:
+            # Kept for the worker that takes the frames: an error must not end in a thread nobody waits for.
             self._error = error
         finally:
             if self.decoder is not None:

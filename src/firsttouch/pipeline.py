@@ -10,11 +10,11 @@ import asyncio
 import io
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import BinaryIO, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -255,7 +255,13 @@ class _Run:
     # --- the way of the data --------------------------------------------------------------------------------------
 
     async def steps(self, source: Source, partial: bool) -> AsyncIterator[Analysis]:
-        clip = await self._open(source)
+        try:
+            async with asyncio.timeout(_finite(self.deadline.remaining())):
+                clip = await self._open(source)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the index of {source.name} did not come within {self.budget_seconds:g} s"
+            ) from None
         self._begin(source, clip)
         assert self.work is not None
         seen, said = 0, False
@@ -310,9 +316,6 @@ class _Run:
             except IndexNotFound as error:
                 clip.warnings.append(f"{error}: read from the start")
                 clip.fetch = "stream"
-        if mode == "full" and facts.size_bytes:
-            with self.watch.stage("fetch"):
-                await source.fetch(ByteRange(0, facts.size_bytes))
         return clip
 
     def _begin(self, source: Source, clip: _Clip) -> None:
@@ -346,7 +349,7 @@ class _Run:
         if clip.fetch == "direct":
             streamed = _Asking(clip.sparse, self._ask_direct(source, clip))
         else:
-            self._spawn(source.stream(), clip)
+            self._spawn(source.stream, clip)
         self.stream = StreamChain(streamed, self.deadline.earlier(ANSWER_RESERVE_SECONDS), self.work.bytes_came)
         self.work.add(self.stream, [0], every=stride)
         self.work.seal()
@@ -357,7 +360,7 @@ class _Run:
         size = clip.sparse.size or 0
 
         def fetch(part: ByteRange) -> None:
-            self._spawn(source.fetch(part), clip)
+            self._spawn(lambda: source.fetch(part), clip)
 
         def ask(position: int) -> None:
             wanted = ByteRange(position, min(size, position + DIRECT_BYTES))
@@ -375,7 +378,7 @@ class _Run:
             return True
         tick = left if math.isinf(left) else min(left, REPLAN_SECONDS)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.changed.wait(), None if math.isinf(tick) else tick)
+            await asyncio.wait_for(self.changed.wait(), _finite(tick))
         self.changed.clear()
         if math.isinf(self.deadline.moment) and not math.isinf(self.budget_seconds) and self.work.detections:
             self.deadline = Deadline.after(self.budget_seconds, self.deadline.clock)
@@ -408,7 +411,7 @@ class _Run:
                 chain = GopChain(clip.index, clip.sparse, step.rows, self.rates, skip_disposable=plan.skip_disposable)
                 self.work.add(chain, step.look_at[:1] if every else step.look_at, every=every)
         self.work.seal()
-        fetching = self._spawn(self._fetch_plan(source, plan), clip)
+        fetching = self._spawn(lambda: self._fetch_plan(source, plan), clip)
         if self.fetching is not None:
             self.fetching.cancel()
         self.fetching = fetching
@@ -440,12 +443,12 @@ class _Run:
 
     # --- fetching -------------------------------------------------------------------------------------------------
 
-    def _spawn(self, work: Coroutine[Any, Any, None], clip: _Clip) -> asyncio.Task[None]:
-        """Run a fetching coroutine beside the work; its error ends the fetching, not what is already here."""
+    def _spawn(self, work: Callable[[], Awaitable[None]], clip: _Clip) -> asyncio.Task[None]:
+        """Fetch beside the work; an error ends the fetching, not what is already here."""
 
         async def guarded() -> None:
             try:
-                await work
+                await work()
             except FirsttouchError as error:
                 self.fetch_error = error if isinstance(error, SourceError) else SourceError(str(error))
                 clip.sparse.fail(self.fetch_error)
@@ -457,10 +460,13 @@ class _Run:
         return task
 
     async def _fetch_plan(self, source: Source, plan: Plan) -> None:
-        """The plan's bytes in the plan's order; the source keeps the link full and asks for nothing twice."""
+        """The plan's bytes in the plan's order, or all; the source keeps the link full and asks for nothing twice."""
         begun = self.watch.elapsed
         try:
-            await source.fetch_all(plan.byte_ranges)
+            if self.options.fetch == "full":
+                await source.stream()
+            else:
+                await source.fetch_all(plan.byte_ranges)
         finally:
             self.watch.add("fetch", self.watch.elapsed - begun)
 
@@ -610,6 +616,10 @@ class _AskingFile(io.RawIOBase):
         if size and position < (self._sparse.size or 0):
             self._ask(position)
         return self._file.read(size)
+
+
+def _finite(seconds: float) -> float | None:
+    return None if math.isinf(seconds) else seconds
 
 
 def _differ(measured: Rates, planned: Rates) -> bool:

@@ -52,7 +52,7 @@ DEFAULT_STRIDE = 12
 """Frames between looked-at frames when time does not bind: beyond it F1 falls faster than the time does."""
 
 SECOND_COST = 0.1
-"""Quality that a second is worth: the judge takes about 0.1 of the score for one (SCORING, "What follows")."""
+"""The share of a plan's worth that a second costs: a judge who weighs speed takes about a tenth of the score for one."""
 
 SHORTEST_RUN = 16
 """Samples in a step at least: below it a codec context costs more than it gives."""
@@ -168,7 +168,7 @@ def make_plan(
     have: Sequence[ByteRange] = (),
     done: Mapping[int, int] | None = None,
 ) -> Plan:
-    """The plan with the highest expected quality, less `SECOND_COST` a second, whose expected time fits the budget.
+    """The plan whose expected time fits the budget and whose expected quality, less `SECOND_COST` a second, is highest.
 
     `stride`, `every_frame`, `key_frames_only` and `until_byte` (nothing at or behind this byte is fetched) fix what
     the search would choose. `have` are bytes already here, `done` the rows already decoded of the step that begins
@@ -193,7 +193,7 @@ def make_plan(
         seconds = draft.seconds(rates, have)
         value = draft.quality(index.frame_count)
         fits = fixed or seconds <= budget_seconds
-        rank = (value - SECOND_COST * seconds if fits else -seconds, -seconds)
+        rank = (value * math.exp(-SECOND_COST * seconds) if fits else -seconds, -seconds)
         if best is None or rank > best[:2]:
             best = (*rank, draft)
     assert best is not None
@@ -352,7 +352,16 @@ def _evenly(shown: IntArray, stride: int, closing: bool) -> IntArray:
     return np.unique(shown[at])
 
 
+def decode_stop(index: Index, stop_row: int) -> int:
+    """Where feeding a decoder ends so that it gives every frame before `stop_row`.
+
+    At the end of a GOP that may be later: leading frames of the next key frame (open GOP) need this GOP.
+    """
+    before = index.key_rows[index.key_rows < stop_row]
+    at_end = stop_row >= len(index.offset) or bool(index.is_keyframe[stop_row])
+    return index.gop_rows(int(before[-1])).stop if at_end and before.size else stop_row
+
+
 def _byte_ranges(index: Index, first_row: int, stop_row: int) -> tuple[ByteRange, ...]:
-    rows = range(first_row, stop_row)
-    spans = (ByteRange(int(index.offset[row]), int(index.offset[row] + index.size[row])) for row in rows)
-    return tuple(coalesce(spans, gap=JOIN_BYTES))
+    rows = range(first_row, decode_stop(index, stop_row))
+    return tuple(coalesce((index.byte_range(row) for row in rows), gap=JOIN_BYTES))

@@ -1,0 +1,195 @@
+"""The plan is a value: tables of clips and rates, and what must hold for each."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from firsttouch.index import Index
+from firsttouch.plan import (
+    DEFAULT_STRIDE,
+    FLOW_QUALITY,
+    LINEAR_QUALITY,
+    Rates,
+    expected_quality,
+    make_plan,
+    quality_between,
+    spread_order,
+)
+from firsttouch.ranges import ByteRange, total
+
+FAST = Rates()
+SLOW_LINK = Rates(bytes_per_second=13.2e6 / 8, round_trip_seconds=0.1)
+SLOW_CPU = Rates(decode_key_seconds=0.03, decode_reference_seconds=0.02, detect_seconds=0.06, flow_seconds=0.01)
+
+
+def clip(frames: int = 750, gop: int = 50, key_bytes: int = 90_000, other_bytes: int = 18_000) -> Index:
+    """An index as x264 would make it without B-frames."""
+    rows = np.arange(frames)
+    is_key = rows % gop == 0
+    size = np.where(is_key, key_bytes, other_bytes).astype(np.int32)
+    offset = 5000 + np.concatenate([[0], size.cumsum()[:-1]]).astype(np.int64)
+    return Index(
+        codec="h264",
+        extradata=b"",
+        width=1280,
+        height=720,
+        rotation=0,
+        time_base=Fraction(1, 25),
+        frames_per_second=25.0,
+        duration_seconds=frames / 25,
+        size_bytes=int(offset[-1] + size[-1]),
+        container="mp4",
+        offset=offset,
+        size=size,
+        dts=rows.astype(np.int64),
+        pts=rows.astype(np.int64),
+        is_keyframe=is_key,
+        frame_number=rows.astype(np.int32),
+        is_disposable=np.zeros(frames, bool),
+    )
+
+
+def test_without_a_deadline_the_whole_clip_is_planned_at_the_default_stride():
+    plan = make_plan(clip(), FAST)
+    assert plan.stride == DEFAULT_STRIDE
+    assert plan.share == 1.0
+    assert sum(len(step.rows) for step in plan.steps) == 750
+    assert np.diff(plan.look_at).max() <= DEFAULT_STRIDE + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "rates", "budget", "at_least", "at_most_bytes"),
+    [
+        ("fast link", clip(), FAST, 3.0, 0.88, math.inf),
+        ("long GOPs", clip(gop=250), FAST, 3.0, 0.88, math.inf),
+        ("one key frame", clip(gop=750), FAST, 4.0, 0.85, math.inf),
+        ("slow link", clip(), SLOW_LINK, 1.5, 0.15, 2.5e6),
+        ("slow link, long GOPs", clip(gop=250), SLOW_LINK, 1.5, 0.1, 2.5e6),
+        ("slow CPU", clip(), SLOW_CPU, 2.0, 0.2, math.inf),
+        ("tiny budget", clip(), FAST, 0.25, 0.1, 2.5e6),
+        ("all key frames", clip(gop=1, key_bytes=40_000), FAST, 2.0, 0.3, math.inf),
+    ],
+)
+def test_the_plan_fits_its_budget_and_is_worth_it(name, index, rates, budget, at_least, at_most_bytes):
+    plan = make_plan(index, rates, budget)
+    assert plan.expected_seconds <= budget, name
+    assert plan.expected_quality >= at_least, name
+    assert plan.size_bytes <= at_most_bytes, name
+    assert plan.look_at, name
+
+
+def test_a_tight_plan_covers_the_clip_evenly():
+    plan = make_plan(clip(), SLOW_LINK, 1.5)
+    looks = np.array(plan.look_at)
+    per_third = [int(((looks >= at) & (looks < at + 250)).sum()) for at in (0, 250, 500)]
+    assert max(per_third) <= 1.5 * min(per_third)
+
+
+def test_more_budget_is_never_worse():
+    qualities = [make_plan(clip(), SLOW_LINK, budget).expected_quality for budget in (0.3, 0.6, 1.0, 2.0, 4.0, 8.0)]
+    assert qualities == sorted(qualities)
+
+
+def test_a_faster_link_is_never_worse():
+    plans = [make_plan(clip(), Rates(bytes_per_second=mbit * 1e6 / 8), 1.5) for mbit in (5, 13, 30, 100, 1000)]
+    qualities = [plan.expected_quality for plan in plans]
+    assert qualities == sorted(qualities)
+
+
+def test_every_prefix_of_the_steps_lies_evenly_over_the_clip():
+    starts = [step.first_row for step in make_plan(clip(), FAST).steps]
+    assert starts[0] == 0
+    assert 300 <= starts[1] <= 450
+    first_four = sorted(starts[:4])
+    assert max(np.diff([*first_four, 750])) <= 250
+
+
+@given(st.integers(1, 400))
+def test_spread_order_is_a_permutation(count):
+    assert sorted(spread_order(count)) == list(range(count))
+
+
+def test_every_frame_looks_at_every_frame_and_skips_nothing():
+    plan = make_plan(clip(frames=120), FAST, every_frame=True)
+    assert plan.look_at == tuple(range(120))
+    assert not plan.skip_disposable
+
+
+@pytest.mark.parametrize("stride", [1, 5, 7, 25])
+def test_a_fixed_stride_is_kept(stride):
+    plan = make_plan(clip(), FAST, 0.5, stride=stride)
+    assert plan.stride == stride
+    assert plan.share == 1.0
+    assert np.diff(plan.look_at).max() <= stride + 1
+
+
+def test_a_prefix_plan_asks_for_nothing_behind_its_end():
+    plan = make_plan(clip(), FAST, stride=5, until_byte=4 * 1024 * 1024)
+    assert max(part.stop for part in plan.byte_ranges) <= 4 * 1024 * 1024
+    assert plan.expected_quality < 0.35
+
+
+def test_key_frames_only_decodes_one_sample_of_each_gop():
+    plan = make_plan(clip(), FAST, key_frames_only=True)
+    assert plan.look_at == tuple(range(0, 750, 50))
+    assert plan.size_bytes == 15 * 90_000
+
+
+def test_bytes_at_hand_and_rows_done_cost_nothing_more():
+    index = clip()
+    fresh = make_plan(index, SLOW_LINK, stride=12)
+    have = [ByteRange(0, index.size_bytes // 2)]
+    again = make_plan(index, SLOW_LINK, stride=12, have=have, done={0: 50, 50: 50})
+    assert again.expected_seconds < fresh.expected_seconds - 1.0
+    assert sum(step.cost_seconds for step in again.steps) < sum(step.cost_seconds for step in fresh.steps)
+
+
+def test_very_short_gops_share_a_step():
+    plan = make_plan(clip(gop=1, key_bytes=30_000), FAST)
+    assert len(plan.steps) <= 50
+    assert sum(len(step.rows) for step in plan.steps) == 750
+
+
+def test_a_cut_gop_looks_at_its_last_frame_so_that_flow_has_two_ends():
+    plan = make_plan(clip(gop=250), SLOW_LINK, 1.5)
+    assert plan.share < 1.0
+    for step in plan.steps:
+        assert step.look_at[-1] == step.stop_row - 1
+
+
+def test_expected_quality_rises_with_looks_and_with_decoding():
+    all_decoded = np.arange(751)
+    none = np.zeros(751, np.int64)
+    sparse, dense = np.arange(0, 750, 50), np.arange(0, 750, 10)
+    assert expected_quality(dense, all_decoded, 750) > expected_quality(sparse, all_decoded, 750)
+    assert expected_quality(sparse, all_decoded, 750) > expected_quality(sparse, none, 750)
+    assert expected_quality(np.array([], np.int64), none, 750) == 0.0
+
+
+@pytest.mark.parametrize("table", [FLOW_QUALITY, LINEAR_QUALITY])
+def test_quality_tables_fall_and_are_met(table):
+    gaps, values = zip(*table, strict=True)
+    assert list(values) == sorted(values, reverse=True)
+    assert quality_between(gaps, table) == pytest.approx(values)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 80), st.floats(0.05, 5.0), st.floats(1e5, 1e8))
+def test_any_plan_is_sound(frames, gop, budget, bytes_per_second):
+    index = clip(frames=frames, gop=gop)
+    plan = make_plan(index, Rates(bytes_per_second=bytes_per_second), budget)
+    assert plan.steps
+    assert total(plan.byte_ranges) <= index.size_bytes
+    assert 0.0 <= plan.expected_quality <= 1.0
+    for step in plan.steps:
+        assert index.is_keyframe[step.first_row]
+        assert list(step.look_at) == sorted(set(step.look_at))
+        for row in step.rows:
+            wanted = index.byte_range(row)
+            assert any(part.start <= wanted.start and wanted.stop <= part.stop for part in step.byte_ranges)
