@@ -1,0 +1,200 @@
+"""The training code: geometry, targets and the shipped graph, on tiny inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+cv2 = pytest.importorskip("cv2")
+
+from train import data, measure, pitch, targets  # noqa: E402
+from train.augment import CROP, View, _move_boxes, _move_points, augmented_view, stack_planes  # noqa: E402
+from train.decode import Shipped, decode_boxes, decode_keypoints  # noqa: E402
+from train.network import CELL, KEYPOINT_CELL, Network, Widths  # noqa: E402
+
+SMALL = Widths(stem=8, s8=8, s16=16, s32=16, s64=16, box=8, keypoint=16)
+SHARED = Path("../shared/data")
+
+
+def _camera() -> np.ndarray:
+    """A plausible broadcast homography, metres to pixels of 1280x720."""
+    corners = np.array([(20, 0), (85, 0), (85, 68), (20, 68)], np.float32)
+    return cv2.getPerspectiveTransform(
+        corners, np.array([(150, 200), (1130, 190), (1500, 700), (-250, 710)], np.float32)
+    )
+
+
+def _labels() -> np.ndarray:
+    xy = pitch.project(_camera(), pitch.POINTS)
+    inside = (xy >= 0).all(1) & (xy < (1280, 720)).all(1)
+    return np.column_stack((np.where(inside[:, None], xy, 0), inside)).astype(np.float32)
+
+
+def test_mirroring_the_pitch_permutes_the_points_onto_themselves() -> None:
+    mirrored = pitch.POINTS.copy()
+    mirrored[:, 0] = 105 - mirrored[:, 0]
+    np.testing.assert_allclose(mirrored[pitch.FLIP], pitch.POINTS, atol=1e-9)
+
+
+def test_a_mirrored_view_still_fits_a_homography_of_the_unmirrored_pitch() -> None:
+    flip = np.array([[-1.0, 0, 1280], [0, 1, 0]])
+    moved = _move_points(_labels(), flip, mirrored=True, size=(1280, 736))
+    fitted = pitch.fit_homography(moved.astype(np.float64), threshold=3)
+    assert fitted is not None
+    seen = moved[:, 2] > 0
+    np.testing.assert_allclose(pitch.project(fitted, pitch.POINTS[seen]), moved[seen, :2], atol=0.5)
+
+
+def test_dense_points_come_back_from_a_few_labels() -> None:
+    full = _labels()
+    few = full.copy()
+    seen = np.flatnonzero(full[:, 2])
+    few[seen[::3]] = 0
+    dense = data.dense_keypoints(few)
+    np.testing.assert_array_equal(dense[:, 2] > 0, full[:, 2] > 0)
+    np.testing.assert_allclose(dense[seen, :2], full[seen, :2], atol=0.5)
+
+
+def test_points_without_a_homography_are_unknown_not_absent() -> None:
+    three = np.zeros((32, 3), np.float32)
+    three[[0, 5, 9]] = [(10, 10, 1), (20, 400, 1), (300, 200, 1)]
+    dense = data.dense_keypoints(three)
+    assert (dense[[0, 5, 9], 2] == 1).all() and (np.delete(dense[:, 2], [0, 5, 9]) == -1).all()
+
+
+def test_luma_phases_and_chroma_keep_every_sample() -> None:
+    luma = np.arange(16 * 24, dtype=np.uint16).reshape(16, 24).astype(np.uint8)
+    chroma = np.zeros((2, 8, 12), np.uint8)
+    planes = stack_planes(luma, chroma)
+    assert planes.shape == (6, 8, 12)
+    assert planes[1, 3, 5] == luma[6, 11] and planes[2, 3, 5] == luma[7, 10]
+
+
+def test_a_box_that_leaves_the_canvas_is_gone_and_one_at_the_edge_is_cut() -> None:
+    boxes = np.array([[2, 10, 10, 30, 60], [2, 630, 100, 660, 160], [2, 700, 100, 720, 160]], np.float32)
+    moved = _move_boxes(boxes, np.array([[1.0, 0, -8], [0, 1, 0]]), (640, 384))
+    np.testing.assert_allclose(moved[:, 1:], [[2, 10, 22, 60], [622, 100, 640, 160]], atol=1e-4)
+
+
+def _maps_of(view: View) -> tuple[object, object, object]:
+    """What a perfect network would answer: logits whose decoding is the label."""
+    _, t = targets.encode([view])
+    logit = torch.logit(t.heat.clamp(1e-4, 1 - 1e-4))
+    kinds = torch.nn.functional.one_hot(t.kind, 3).permute(0, 3, 1, 2) * 12.0
+    person = torch.cat((logit[:, :1], kinds, t.box[:, 0]), 1)
+    ball = torch.cat((logit[:, 1:], t.box[:, 1]), 1)
+    h, w = view.planes.shape[1] * 2 // KEYPOINT_CELL, view.planes.shape[2] * 2 // KEYPOINT_CELL
+    xs, ys = torch.arange(w) + 0.5, torch.arange(h) + 0.5
+    px, py, state = t.points.unbind(-1)
+    dx, dy = px[..., None, None] - xs[None, :], py[..., None, None] - ys[:, None]
+    heat = torch.exp(-(dx**2 + dy**2) / 2) * (state > 0)[..., None, None]
+    points = torch.cat((torch.logit(heat.clamp(1e-4, 1 - 1e-4)), dx.expand_as(heat), dy.expand_as(heat)), 1)
+    return person, ball, points
+
+
+def test_targets_decode_to_the_labels_they_came_from() -> None:
+    boxes = np.array([[0, 401, 205, 411, 215], [1, 62, 80, 86, 142], [2, 300, 90, 330, 170], [2, 318, 120, 346, 200],
+                      [3, 500, 300, 520, 350]], np.float32)  # fmt: skip
+    points = np.zeros((32, 3), np.float32)
+    points[[4, 20]] = [(100.3, 50.7, 1), (633.0, 377.5, 1)]
+    view = View(np.zeros((6, 192, 320), np.uint8), boxes, points, np.zeros((0, 4), np.float32))
+    person, ball, maps = _maps_of(view)
+    found, scores = decode_boxes(person, ball)
+    sure = scores[0].amax(-1) > 0.5
+    assert int(sure.sum()) == len(boxes)
+    got = {int(c): b.numpy() for c, b in zip(scores[0][sure].argmax(-1), found[0][sure], strict=True) if c != 2}
+    for row in boxes[[0, 1, 4]]:
+        np.testing.assert_allclose(got[int(row[0])], row[1:], atol=0.05)
+    keypoints = decode_keypoints(maps)[0].numpy()
+    assert set(np.flatnonzero(keypoints[:, 2] > 0.5)) == {4, 20}
+    np.testing.assert_allclose(keypoints[[4, 20], :2], points[[4, 20], :2], atol=0.05)
+
+
+def test_one_person_under_two_peaks_is_kept_once() -> None:
+    person = torch.full((1, 8, 24, 40), -9.0)
+    person[:, 4:] = 0
+    size = torch.log(torch.tensor((6.0, 12.0)))
+    for row, column, logit in ((10, 10, 3.0), (10, 12, 2.0)):  # two cells apart, both say the same box
+        person[0, 0, row, column] = logit
+        person[0, 4, row, column] = 11 - column
+        person[0, 6:, row, column] = size
+    _, scores = decode_boxes(person, torch.full((1, 5, 24, 40), -9.0))
+    assert int((scores[0].sum(-1) > 0.5).sum()) == 1
+
+
+def test_scores_fall_and_rows_are_a_hundred() -> None:
+    boxes, scores, points = Shipped(Network(SMALL).eval())(torch.randint(0, 255, (2, 6, 96, 160), dtype=torch.uint8))
+    assert boxes.shape == scores.shape == (2, 100, 4) and points.shape == (2, 32, 3)
+    best = scores.amax(-1)
+    assert bool((best[:, 1:] <= best[:, :-1] + 1e-7).all())
+
+
+def test_the_exported_graph_equals_torch_at_other_sizes_too(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="export needs onnx")
+    from train import export
+
+    torch.manual_seed(0)
+    network = Network(SMALL).eval()
+    with torch.no_grad():  # an untrained net is sure of nothing: lift the heat so that rows compare
+        for out, count in ((network.person_out, 1), (network.ball_out, 1), (network.keypoint_out, 32)):
+            out.weight *= 30
+            out.bias[:count] = -1.0
+    path = tmp_path / "small.onnx"
+    export.write(network, path, {"seed": 0})
+    assert export.check(network, path) < 0.05
+    session = export.session(path)
+    layout = __import__("json").loads(session.get_modelmeta().custom_metadata_map["firsttouch"])
+    assert layout["classes"] == ["ball", "goalkeeper", "player", "referee"] and layout["precision"] == "fp32"
+
+
+def test_keypoints_alone_do_not_hold_back_boxes(tmp_path: Path) -> None:
+    """The runtime may skip the pitch head: nothing that `boxes` needs may come through it."""
+    onnx = pytest.importorskip("onnx")
+    from train import export
+
+    path = tmp_path / "small.onnx"
+    export.write(Network(SMALL).eval(), path, {})
+    model = onnx.load(path)
+    makers = {o: n for n in model.graph.node for o in n.output}
+    todo, seen = ["boxes", "scores"], set()
+    while todo:
+        node = makers.get(todo.pop())
+        if node is not None and node.name not in seen:
+            seen.add(node.name)
+            todo.extend(node.input)
+    assert not any("keypoint" in name for name in seen)
+
+
+def test_average_precision_of_a_perfect_and_of_a_half_answer() -> None:
+    truth = np.array([[2, 0, 0, 20, 40], [2, 100, 0, 120, 40]], np.float32)
+    luma, chroma = np.zeros((720, 1280), np.uint8), np.zeros((2, 360, 640), np.uint8)
+    frame = data.Frame("x", "t", luma, chroma, boxes=truth)
+    scores = np.array([[0, 0, 0.9, 0], [0, 0, 0.8, 0]], np.float32)
+    points = np.zeros((32, 3), np.float32)
+    assert measure.average_precision([frame], [(truth[:, 1:], scores, points)], 2) == pytest.approx(1.0)
+    half = measure.average_precision([frame], [(truth[:1, 1:], scores[:1], points)], 2)
+    assert half == pytest.approx(51 / 101)
+
+
+def test_cell_sizes_follow_the_network() -> None:
+    person, ball, keypoint = Network(SMALL).eval()(torch.zeros(1, 6, 112, 192))
+    assert person.shape[2:] == ball.shape[2:] == (2 * 112 // CELL, 2 * 192 // CELL)
+    assert keypoint.shape[2:] == (2 * 112 // KEYPOINT_CELL, 2 * 192 // KEYPOINT_CELL)
+
+
+@pytest.mark.skipif(not (SHARED / "pitch" / "val").is_dir(), reason="needs ../shared/data")
+def test_real_labels_agree_with_a_homography_and_views_keep_them_on_the_lines() -> None:
+    folder = SHARED / "pitch" / "val"
+    image = data.list_images(folder)[0]
+    luma, chroma = data.read_planes(image)
+    assert luma.shape == (720, 1280) and chroma.shape == (2, 360, 640) and luma.min() >= 16 and luma.max() <= 235
+    _, points = data.read_labels(folder / "labels" / f"{image.stem}.txt")
+    assert points is not None
+    dense = data.dense_keypoints(points)
+    assert not (dense[:, 2] < 0).any() and (dense[:, 2] > 0).sum() >= (points[:, 2] > 0).sum() - 1
+    boxes = np.array([[2, 400, 300, 420, 350]], np.float32)
+    view = augmented_view(data.Frame("x", "pitch", luma, chroma, boxes, dense), CROP, np.random.default_rng(0))
+    assert view.planes.shape == (6, CROP[1] // 2, CROP[0] // 2) and view.planes.dtype == np.uint8

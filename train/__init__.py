@@ -1,0 +1,1 @@
+"""Training of the bundled network: data, augmentation, fitting, export, quantisation, pruning."""

@@ -1,0 +1,88 @@
+"""From raw maps to boxes, scores and key points, inside the graph that ships."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from train.network import CELL, KEYPOINT_CELL, KEYPOINTS, SCALE, ZERO_POINT, Network
+
+PEOPLE, BALLS = 92, 8  # together K = 100 rows
+SAME_PERSON_IOU = 0.6
+
+
+def _peaks(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Scores [n, count] and flat cell indices of the strongest local maxima of [n, h, w]."""
+    heat = torch.sigmoid(logits)
+    top = F.max_pool2d(heat[:, None], 3, 1, 1)[:, 0]
+    scores, cells = torch.topk((heat * (heat == top).float()).flatten(1), count)
+    return scores, cells
+
+
+def _boxes(maps: Tensor, cells: Tensor) -> Tensor:
+    """[n, k, 4] xyxy pixels from [n, 4, h, w] offset x y, log size x y at flat `cells`."""
+    width = maps.shape[3]
+    values = torch.gather(maps.flatten(2), 2, cells[:, None].expand(-1, 4, -1))
+    column, row = cells % width, torch.div(cells, width, rounding_mode="floor")
+    cx, cy = values[:, 0] + column + 0.5, values[:, 1] + row + 0.5
+    half = values[:, 2:].clamp(-3.0, 5.0).exp() / 2
+    return torch.stack((cx - half[:, 0], cy - half[:, 1], cx + half[:, 0], cy + half[:, 1]), -1) * CELL
+
+
+def _suppress(boxes: Tensor, scores: Tensor) -> Tensor:
+    """Zero the score of a person that overlaps a stronger one: scores [n, k] must fall along k."""
+    low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
+    high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
+    inner = (high - low).clamp(min=0).prod(-1)
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    iou = inner / (area[:, :, None] + area[:, None] - inner).clamp(min=1e-6)
+    stronger = torch.ones(PEOPLE, PEOPLE, device=boxes.device).triu(1)
+    return scores * ((iou * stronger).amax(1) < SAME_PERSON_IOU).float()
+
+
+def decode_boxes(person: Tensor, ball: Tensor) -> tuple[Tensor, Tensor]:
+    """(boxes [n, 100, 4], scores [n, 100, 4]) sorted by best score, falling."""
+    heat, cells = _peaks(person[:, 0], PEOPLE)
+    people = _boxes(person[:, 4:], cells)
+    kinds = torch.gather(person[:, 1:4].flatten(2), 2, cells[:, None].expand(-1, 3, -1)).softmax(1).transpose(1, 2)
+    of_people = F.pad(_suppress(people, heat)[..., None] * kinds, (1, 0))
+    ball_heat, ball_cells = _peaks(ball[:, 0], BALLS)
+    of_balls = F.pad(ball_heat[..., None], (0, 3))
+    boxes, scores = torch.cat((people, _boxes(ball[:, 1:], ball_cells)), 1), torch.cat((of_people, of_balls), 1)
+    order = torch.topk(scores.amax(-1), PEOPLE + BALLS).indices[..., None].expand(-1, -1, 4)
+    return torch.gather(boxes, 1, order), torch.gather(scores, 1, order)
+
+
+def decode_keypoints(maps: Tensor) -> Tensor:
+    """[n, 32, 3] x, y (pixels), confidence: the strongest cell of each point, and its eight neighbours' votes."""
+    height, width = maps.shape[2], maps.shape[3]
+    heat = torch.sigmoid(maps[:, :KEYPOINTS]).flatten(2)
+    best, cell = heat.max(-1)
+    # the window is moved inside the map, so that its nine cells always exist
+    column = (cell % width).clamp(min=1, max=width - 2)
+    row = torch.div(cell, width, rounding_mode="floor").clamp(min=1, max=height - 2)
+    step = torch.tensor([-1, 0, 1], device=maps.device)
+    columns = (column[..., None, None] + step[None, None, None, :]).expand(-1, -1, 3, 3).flatten(2)
+    rows = (row[..., None, None] + step[None, None, :, None]).expand(-1, -1, 3, 3).flatten(2)
+    index = rows * width + columns
+    vote = torch.gather(heat, 2, index).square()
+    x = torch.gather(maps[:, KEYPOINTS : 2 * KEYPOINTS].flatten(2), 2, index) + columns + 0.5
+    y = torch.gather(maps[:, 2 * KEYPOINTS :].flatten(2), 2, index) + rows + 0.5
+    total = vote.sum(-1).clamp(min=1e-9)
+    return torch.stack(
+        ((vote * x).sum(-1) / total * KEYPOINT_CELL, (vote * y).sum(-1) / total * KEYPOINT_CELL, best), -1
+    )
+
+
+class Shipped(nn.Module):
+    """The whole graph of the contract: planes uint8 [n, 6, h, w] -> boxes, scores, keypoints."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        person, ball, keypoint = self.network((planes.float() - ZERO_POINT) * SCALE)
+        boxes, scores = decode_boxes(person, ball)
+        return boxes, scores, decode_keypoints(keypoint)

@@ -1,0 +1,86 @@
+"""Losses: penalty-reduced focal on every heat map, L1 + GIoU on boxes, weighted cross-entropy on the class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from train.targets import Targets
+
+CLASS_WEIGHT = (2.5, 1.0, 2.0)  # goalkeeper, player, referee: about the fourth root of how rare each is
+
+
+def focal(logits: Tensor, heat: Tensor, weight: Tensor) -> Tensor:
+    """CenterNet's focal loss (Zhou et al. 2019, alpha 2, beta 4), summed, per positive cell."""
+    p = torch.sigmoid(logits).clamp(1e-5, 1 - 1e-5)
+    positive = (heat > 0.999).float() * weight
+    hit = -torch.log(p) * (1 - p) ** 2 * positive
+    miss = -torch.log(1 - p) * p**2 * (1 - heat) ** 4 * (1 - positive) * weight
+    return (hit.sum() + miss.sum()) / (positive.sum() + 2.0)
+
+
+def _giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU of [..., 4] offset x y, log size x y about the same cell."""
+    half_a, half_b = a[..., 2:].clamp(max=5).exp() / 2, b[..., 2:].exp() / 2
+    a0, a1, b0, b1 = a[..., :2] - half_a, a[..., :2] + half_a, b[..., :2] - half_b, b[..., :2] + half_b
+    inner = (torch.minimum(a1, b1) - torch.maximum(a0, b0)).clamp(min=0).prod(-1)
+    union = (2 * half_a).prod(-1) + (2 * half_b).prod(-1) - inner
+    hull = (torch.maximum(a1, b1) - torch.minimum(a0, b0)).prod(-1)
+    return inner / (union + 1e-6) - (hull - union) / (hull + 1e-6)
+
+
+def box_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """predicted, target [b, 4, h, w]; weight [b, h, w]. Mean over the weighted cells."""
+    b, y, x = torch.nonzero(weight > 0, as_tuple=True)
+    if len(b) == 0:
+        return predicted.sum() * 0
+    p, t, w = predicted[b, :, y, x], target[b, :, y, x], weight[b, y, x]
+    # an offset error counts against the object's size: 1 cell is much on a ball and little on a near player
+    scale = torch.cat((t[:, 2:].exp().reciprocal(), torch.ones_like(t[:, 2:])), 1)
+    l1 = ((p - t).abs() * scale).sum(1)
+    return ((l1 + 1.5 * (1 - _giou(p, t))) * w).sum() / w.sum()
+
+
+def class_loss(logits: Tensor, kind: Tensor, weight: Tensor) -> Tensor:
+    b, y, x = torch.nonzero(weight > 0, as_tuple=True)
+    if len(b) == 0:
+        return logits.sum() * 0
+    k = kind[b, y, x]
+    w = weight[b, y, x] * torch.tensor(CLASS_WEIGHT)[k]
+    loss = F.cross_entropy(logits[b, :, y, x], k, reduction="none", label_smoothing=0.02)
+    return (loss * w).sum() / w.sum()
+
+
+def keypoint_loss(maps: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """(heat loss, offset loss); maps [b, 96, h, w], points [b, 32, 3] in cells."""
+    h, w = maps.shape[2:]
+    xs, ys = torch.arange(w) + 0.5, torch.arange(h) + 0.5
+    px, py, state = points.unbind(-1)
+    dx, dy = px[..., None] - xs, py[..., None] - ys  # [b, 32, w], [b, 32, h]
+    heat = torch.exp(-dy.square() / 2)[..., :, None] * torch.exp(-dx.square() / 2)[..., None, :]
+    peak = heat.amax((2, 3), keepdim=True).clamp(min=1e-6)
+    heat = (heat / peak) * (state > 0)[..., None, None]
+    known = (state >= 0)[..., None, None].float().expand_as(heat)
+    heat_loss = focal(maps[:, :32], heat, known)
+    near = heat * (heat > 0.15)
+    ox, oy = maps[:, 32:64], maps[:, 64:]
+    error = (ox - dx[..., None, :]).abs() + (oy - dy[..., :, None]).abs()
+    return heat_loss, (error * near).sum() / (near.sum() + 1)
+
+
+def total(outputs: tuple[Tensor, Tensor, Tensor], t: Targets) -> tuple[Tensor, dict[str, float]]:
+    """The training loss and its parts, all in float32."""
+    person, ball, keypoint = (o.float() for o in outputs)
+    parts = {
+        "person": focal(person[:, 0], t.heat[:, 0], t.weight[:, 0]),
+        "ball": focal(ball[:, 0], t.heat[:, 1], t.weight[:, 1]),
+        "class": class_loss(person[:, 1:4], t.kind, t.box_weight[:, 0]),
+        "box": box_loss(person[:, 4:], t.box[:, 0], t.box_weight[:, 0]),
+        "ball_box": 0.5 * box_loss(ball[:, 1:], t.box[:, 1], t.box_weight[:, 1]),
+    }
+    if bool((t.points[..., 2] >= 0).any()):
+        parts["point"], parts["offset"] = keypoint_loss(keypoint, t.points)
+    else:
+        parts["point"] = keypoint.sum() * 0
+    return torch.stack(list(parts.values())).sum(), {k: v.item() for k, v in parts.items()}

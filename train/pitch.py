@@ -1,0 +1,47 @@
+"""Pitch geometry that training needs: the 32 points in metres, the mirror permutation, a homography fit."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+# Metres on a 105 x 68 pitch (centre y = 34), in wire order; the box, goal-area and arc figures are the Laws of the Game's.
+POINTS = np.array(
+    [
+        (0, 0), (0, 13.84), (0, 24.84), (0, 43.16), (0, 54.16), (0, 68),
+        (5.5, 24.84), (5.5, 43.16), (11, 34),
+        (16.5, 13.84), (16.5, 26.69), (16.5, 41.31), (16.5, 54.16),
+        (52.5, 0), (52.5, 24.85), (52.5, 43.15), (52.5, 68),
+        (88.5, 13.84), (88.5, 26.69), (88.5, 41.31), (88.5, 54.16),
+        (94, 34), (99.5, 24.84), (99.5, 43.16),
+        (105, 0), (105, 13.84), (105, 24.84), (105, 43.16), (105, 54.16), (105, 68),
+        (43.35, 34), (61.65, 34),
+    ],
+    dtype=np.float64,
+)  # fmt: skip
+FLIP = np.array(
+    [24, 25, 26, 27, 28, 29, 22, 23, 21, 17, 18, 19, 20, 13, 14, 15, 16, 9, 10, 11, 12, 8, 6, 7,
+     0, 1, 2, 3, 4, 5, 31, 30],
+)  # fmt: skip
+
+
+def fit_homography(points: NDArray[np.float64], threshold: float) -> NDArray[np.float64] | None:
+    """Metres -> pixels from [32, 3] labels (x, y, visible), or None when under 4 points agree."""
+    seen = points[:, 2] > 0
+    if int(seen.sum()) < 4:
+        return None
+    found, inliers = cv2.findHomography(POINTS[seen], points[seen, :2], cv2.RANSAC, threshold)
+    if found is None or int(inliers.sum()) < max(4, 0.6 * int(seen.sum())):
+        return None
+    return np.asarray(found, np.float64)
+
+
+def project(homography: NDArray[np.float64], metres: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[n, 2] metres to [n, 2] pixels; NaN for a point behind the camera."""
+    h = np.concatenate((metres, np.ones((len(metres), 1))), 1) @ homography.T
+    # The sign of w in front of the camera is the one the pitch points in view have; findHomography scales h33 to 1,
+    # so the sign is taken from the caller's points by majority.
+    front = np.sign(np.median(h[:, 2]))
+    w = np.where(h[:, 2] * front > 1e-6, h[:, 2], np.nan)
+    return np.asarray(h[:, :2] / w[:, None])

@@ -1,0 +1,54 @@
+"""Structured pruning of a trained network (Torch-Pruning, MIT): whole channels go, the least weighty first.
+
+The result is a smaller dense network; `fit --start` tunes it, `export` and `quantise` take its checkpoint as any other.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch_pruning
+from torch import nn
+
+from train.fit import load_network
+from train.network import Network
+
+CHANNEL_STEP = 8  # int8 kernels work on whole groups of channels: an odd width costs as much as the next multiple
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--ratio", type=float, default=0.25, help="share of channels to take away")
+    parser.add_argument("--out", type=Path, required=True)
+
+
+def main(args: argparse.Namespace) -> None:
+    network, facts = load_network(args.checkpoint)
+    before = work(network)
+    prune(network, args.ratio)
+    after = work(network)
+    torch.save({"module": network, "facts": facts | {"pruned": args.ratio, "work_share": after / before}}, args.out)
+    print(
+        f"ratio {args.ratio}: multiply-adds {before / 1e9:.2f} -> {after / 1e9:.2f} G, parameters {count(network) / 1e6:.3f} M"
+    )
+
+
+def work(network: Network) -> float:
+    """Multiply-adds of one 1280x736 picture."""
+    return float(torch_pruning.utils.count_ops_and_params(network, torch.zeros(1, 6, 368, 640))[0])
+
+
+def count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def prune(network: Network, ratio: float) -> None:
+    """In place; the three outputs and the stem keep their channels."""
+    keep = [network.person_out, network.ball_out, network.keypoint_out]
+    pruner = torch_pruning.pruner.BasePruner(
+        network, torch.zeros(1, 6, 384, 640), importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=ratio, global_pruning=True, max_pruning_ratio=0.6, ignored_layers=keep, round_to=CHANNEL_STEP,
+    )  # fmt: skip
+    pruner.step()

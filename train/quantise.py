@@ -1,0 +1,116 @@
+"""Static int8 quantisation of the shipped graph: U8 activations, S8 weights per channel, heads and decode in float32.
+
+The input is already uint8: its normalisation becomes the first DequantizeLinear (scale 1/64, zero point 128), so that
+no pass over the picture is left before the first convolution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from train import data
+from train.augment import FULL, augmented_view, plain_view
+from train.export import session, stamp
+from train.fit import load_training_frames
+from train.network import SCALE, ZERO_POINT
+
+HEADS = ("person_out", "ball_out", "keypoint_out")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="the fp32 graph")
+    parser.add_argument("--out", type=Path, default=Path("src/firsttouch/weights/firsttouch.int8.onnx"))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
+    parser.add_argument("--frames", type=int, default=48)
+
+
+def main(args: argparse.Namespace) -> None:
+    frames = load_training_frames(args.data, args.cache, [])
+    quantise(args.model, args.out, calibration_planes(frames, args.frames))
+    print(f"{args.out} {args.out.stat().st_size / 1e6:.2f} MB")
+
+
+def calibration_planes(frames: list[data.Frame], count: int, seed: int = 1) -> list[NDArray[np.uint8]]:
+    """Pictures of every source in turn, every third one augmented."""
+    rng = np.random.default_rng(seed)
+    sources = sorted({f.source for f in frames})
+    planes = []
+    for i in range(count):
+        mine = [f for f in frames if f.source == sources[i % len(sources)]]
+        frame = mine[rng.integers(len(mine))]
+        view = augmented_view(frame, FULL, rng) if i % 3 == 2 else plain_view(frame)
+        planes.append(view.planes[None])
+    return planes
+
+
+class Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, planes: list[NDArray[np.uint8]]) -> None:
+        self._feed: Iterator[NDArray[np.uint8]] = iter(planes)
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        planes = next(self._feed, None)
+        return None if planes is None else {"planes": planes}
+
+
+def quantise(source: Path, target: Path, planes: list[NDArray[np.uint8]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        ready, raw = Path(folder) / "ready.onnx", Path(folder) / "raw.onnx"
+        # without this pass (BatchNorm and ReLU folded, shapes known) half the convolutions stay in float32
+        quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
+        nodes = [n.name for n in onnx.load(ready).graph.node]
+        keep = [n for n in nodes if not n.startswith("/network/") or any(h in n for h in HEADS)]
+        quantize_static(
+            str(ready), str(raw), Reader(planes), quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_exclude=keep,
+            calibrate_method=CalibrationMethod.MinMax,
+            # the scale must be known before the first convolution's bias is rounded to it
+            extra_options={"TensorQuantOverrides": {_normalised(ready): [{"scale": np.array(SCALE, np.float32), "zero_point": np.array(int(ZERO_POINT), np.uint8)}]}},
+            op_types_to_quantize=["Conv", "Add", "Concat", "MaxPool", "Resize", "Relu", "Slice"],
+        )  # fmt: skip
+        model = onnx.load(raw)
+    feed_uint8(model)
+    facts = json.loads(next(p.value for p in onnx.load(source).metadata_props if p.key == "firsttouch"))["trained"]
+    stamp(model, facts | {"calibration_frames": len(planes)}, "int8")
+    onnx.checker.check_model(model)
+    onnx.save(model, target)
+    session(target)  # it must load
+
+
+def _normalised(path: Path) -> str:
+    """Name of the tensor that enters the network: the output of the first Mul."""
+    return str(next(n for n in onnx.load(path).graph.node if n.op_type == "Mul").output[0])
+
+
+def feed_uint8(model: onnx.ModelProto) -> None:
+    """Cast, Sub, Mul, QuantizeLinear, DequantizeLinear on the input become one DequantizeLinear."""
+    graph = model.graph
+    reads = lambda name: [n for n in graph.node if name in n.input]  # noqa: E731
+    chain, tensor = [], "planes"
+    while len(chain) < 4:
+        (node,) = [n for n in reads(tensor) if n.op_type in {"Cast", "Sub", "Mul", "QuantizeLinear"}]
+        chain.append(node)
+        tensor = node.output[0]
+    if [n.op_type for n in chain] != ["Cast", "Sub", "Mul", "QuantizeLinear"]:
+        raise ValueError(f"unexpected start of the graph: {[n.op_type for n in chain]}")
+    (first,) = reads(tensor)
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array(SCALE, np.float32), "planes_scale"),
+            numpy_helper.from_array(np.array(int(ZERO_POINT), np.uint8), "planes_zero_point"),
+        ]
+    )
+    first.input[:] = ["planes", "planes_scale", "planes_zero_point"]
+    for node in chain:
+        graph.node.remove(node)
