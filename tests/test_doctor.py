@@ -10,9 +10,9 @@ from pathlib import Path
 import orjson
 import pytest
 import typer
-from clip_origin import Origin, make_clip, serve, toy_model
 from typer.testing import CliRunner
 
+from bench.origin import Origin
 from firsttouch.commands import doctor as doctor_command
 from firsttouch.doctor import (
     Finding,
@@ -24,25 +24,25 @@ from firsttouch.doctor import (
 )
 from firsttouch.settings import Settings, load
 from firsttouch.source import Facts
+from tests.clips import Recipe, make_clip
+from tests.toy import toy_clip, toy_model
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("clips")
     return {
-        "/first.mp4": make_clip(folder / "first.mp4", frames=100, gop=25, size=(320, 180)).read_bytes(),
-        "/last.mp4": make_clip(
-            folder / "last.mp4", frames=100, gop=25, size=(320, 180), faststart=False
-        ).read_bytes(),
-        "/long.mp4": make_clip(folder / "long.mp4", frames=130, gop=130, size=(320, 180)).read_bytes(),
-        "/clip.mkv": make_clip(folder / "clip.mkv", frames=50, gop=25, size=(320, 180)).read_bytes(),
-        "/page.mp4": b"<!doctype html><title>gone</title>" * 50,
+        "first.mp4": toy_clip(folder, "first").read_bytes(),
+        "last.mp4": toy_clip(folder, "last", faststart=False).read_bytes(),
+        "long.mp4": toy_clip(folder, "long", frames=130, gop=130).read_bytes(),
+        "clip.mkv": make_clip(Recipe("clip", suffix="mkv"), folder).read_bytes(),
+        "page.mp4": b"<!doctype html><title>gone</title>" * 50,
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def origin(files: dict[str, bytes]) -> Iterator[Origin]:
-    with serve(Origin(files)) as running:
+    with Origin(files) as running:
         yield running
 
 
@@ -60,7 +60,7 @@ def named(findings: list[Finding], name: str) -> Finding:
 
 
 def test_a_good_source_has_nothing_wrong(origin: Origin) -> None:
-    findings = examine(f"{origin.url}/first.mp4", load({"warm_origins": origin.url}))
+    findings = examine(origin.url("first.mp4"), load({"warm_origins": origin.base}))
     wrong = [f for f in findings if f.state == "wrong" and f.name != "time"]
     assert wrong == []
     assert named(findings, "range").state == "ok"
@@ -71,37 +71,37 @@ def test_a_good_source_has_nothing_wrong(origin: Origin) -> None:
 
 
 def test_moov_last_is_found_and_is_no_trouble(origin: Origin) -> None:
-    finding = named(examine(f"{origin.url}/last.mp4", load()), "index")
+    finding = named(examine(origin.url("last.mp4"), load()), "index")
     assert finding.state == "ok"
     assert "moov is last" in finding.evidence
 
 
-def test_a_server_that_ignores_range_is_found(origin: Origin) -> None:
-    origin.ranges = "ignored"
-    findings = examine(f"{origin.url}/first.mp4", load())
+def test_a_server_that_ignores_range_is_found(files: dict[str, bytes]) -> None:
+    with Origin(files, ranges=False) as origin:
+        findings = examine(origin.url("first.mp4"), load())
     assert named(findings, "range").state == "wrong"
     assert named(findings, "fetch").state == "wrong"
     assert "stream" in named(findings, "fetch").evidence
 
 
-def test_a_prefix_that_ends_early_is_found_with_the_size_that_would_do(origin: Origin) -> None:
-    size = len(origin.files["/first.mp4"]) / 1024 / 1024
+def test_a_prefix_that_ends_early_is_found_with_the_size_that_would_do(origin: Origin, files: dict[str, bytes]) -> None:
+    size = len(files["first.mp4"]) / 1024 / 1024
     settings = load({"partial_download": True, "partial_download_mb": max(0.05, size / 3), "frame_stride": 5})
-    finding = named(examine(f"{origin.url}/first.mp4", settings), "answer")
+    finding = named(examine(origin.url("first.mp4"), settings), "answer")
     assert finding.state == "wrong"
     assert "ends early" in finding.evidence
     assert "PARTIAL_DOWNLOAD=0" in finding.change
 
 
 def test_long_gops_and_other_containers_are_found(origin: Origin) -> None:
-    long = named(examine(f"{origin.url}/long.mp4", load()), "GOPs")
+    long = named(examine(origin.url("long.mp4"), load()), "GOPs")
     assert (long.state, "5.2 s" in long.evidence) == ("note", True)
-    assert named(examine(f"{origin.url}/clip.mkv", load()), "index").state == "wrong"
+    assert named(examine(origin.url("clip.mkv"), load()), "index").state == "wrong"
 
 
-@pytest.mark.parametrize(("name", "error"), [("/none.mp4", "SourceNotFound"), ("/page.mp4", "NotAVideo")])
+@pytest.mark.parametrize(("name", "error"), [("none.mp4", "SourceNotFound"), ("page.mp4", "NotAVideo")])
 def test_a_source_that_fails_is_a_finding_with_its_hint(origin: Origin, name: str, error: str) -> None:
-    finding = named(examine(f"{origin.url}{name}", load()), "source")
+    finding = named(examine(origin.url(name), load()), "source")
     assert finding.state == "wrong"
     assert error in finding.evidence
     assert finding.change
@@ -132,9 +132,7 @@ def test_settings_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cpu", "cpu", True, {"onnxruntime": "1"}, "ok"),
     ],
 )
-def test_why_not_the_better_device(
-    wish: str, device: str, gpu: bool, packages: dict[str, str], state: str
-) -> None:
+def test_why_not_the_better_device(wish: str, device: str, gpu: bool, packages: dict[str, str], state: str) -> None:
     [finding] = machine_findings(Settings(device=wish), device, "onnxruntime", gpu, packages)  # type: ignore[arg-type]
     assert finding.state == state
     assert bool(finding.change) == (state == "wrong")
@@ -147,9 +145,7 @@ def test_installed_runtimes_are_those_of_this_environment() -> None:
 def test_a_connection_that_does_not_stay_open_is_found() -> None:
     cold = Facts("http://a/x.mp4", 1, True, None, None, 0.2, False)
     settings = Settings(warm_origins=("http://a",))
-    kept = connection_findings(
-        "http://a/x.mp4", settings, cold, replace(cold, warm=True, connect_seconds=0.0)
-    )
+    kept = connection_findings("http://a/x.mp4", settings, cold, replace(cold, warm=True, connect_seconds=0.0))
     closed = connection_findings("http://a/x.mp4", settings, cold, cold)
     assert [f.state for f in kept] == ["ok", "ok"]
     assert [f.state for f in closed] == ["ok", "wrong"]
@@ -159,7 +155,7 @@ def test_a_connection_that_does_not_stay_open_is_found() -> None:
 def test_exit_code_and_json(origin: Origin) -> None:
     app = typer.Typer()
     doctor_command.register(app)
-    bad = CliRunner().invoke(app, [f"{origin.url}/none.mp4", "--json"])
+    bad = CliRunner().invoke(app, [origin.url("none.mp4"), "--json"])
     assert bad.exit_code == 1
     body = orjson.loads(bad.stdout)
     assert body["wrong"] == 1

@@ -9,7 +9,6 @@ import numpy as np
 import orjson
 import pytest
 import typer
-from clip_origin import make_clip
 from typer.testing import CliRunner
 
 from firsttouch.clock import Deadline
@@ -17,8 +16,10 @@ from firsttouch.commands import size as size_command
 from firsttouch.index import Index
 from firsttouch.size import MEGABYTE, estimate, fetch_index, from_index
 from firsttouch.source import open_source
+from tests.clips import SHARED_CLIPS
+from tests.toy import toy_clip
 
-CLIP_A = Path(__file__).parent.parent / "../shared/data/clips/a.mp4"
+CLIP_A = SHARED_CLIPS / "a_720p25_faststart.mp4"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def read(path: Path) -> Index:
 
 @pytest.mark.parametrize("faststart", [True, False])
 def test_the_bytes_named_hold_exactly_the_frames_needed(tmp_path: Path, faststart: bool) -> None:
-    index = read(make_clip(tmp_path / "clip.mp4", frames=100, faststart=faststart))
+    index = read(toy_clip(tmp_path, faststart=faststart))
     size = from_index(index, stride=5, budget_seconds=1.0)
     assert size.frames_needed == 7  # 25 / 5 * 1 * 1.5
     assert size.last_frame_number == 30
@@ -78,7 +79,7 @@ def test_the_bytes_named_hold_exactly_the_frames_needed(tmp_path: Path, faststar
 
 
 def test_a_short_clip_is_needed_whole(tmp_path: Path) -> None:
-    index = read(make_clip(tmp_path / "clip.mp4", frames=20))
+    index = read(toy_clip(tmp_path, frames=20))
     size = from_index(index, stride=5, budget_seconds=30.0)
     assert size.whole_clip
     assert size.coverage == 1.0
@@ -97,13 +98,11 @@ def test_a_real_clip() -> None:
 def test_the_command_prints_both_figures_and_json(tmp_path: Path) -> None:
     app = typer.Typer()
     size_command.register(app)
-    clip = make_clip(tmp_path / "clip.mp4", frames=100)
+    clip = toy_clip(tmp_path)
     text = CliRunner().invoke(app, ["--stride", "5", "--budget", "2", str(clip)]).output
     assert "0.9 MB" in text
     assert "4.5 MB" in text
     assert "PARTIAL_DOWNLOAD_MB=" in text
-    body = orjson.loads(
-        CliRunner().invoke(app, ["--stride", "5", "--budget", "1", "--json", str(clip)]).output
-    )
+    body = orjson.loads(CliRunner().invoke(app, ["--stride", "5", "--budget", "1", "--json", str(clip)]).output)
     assert body["estimate"]["guide_default_megabytes"] == 1
     assert body["clip"]["megabytes"] == pytest.approx(from_index(read(clip), 5, 1.0).byte_count / MEGABYTE)

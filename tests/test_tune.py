@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import typer
-from clip_origin import make_clip, toy_model
 from typer.testing import CliRunner
 
 from firsttouch.clock import Deadline
@@ -43,13 +42,14 @@ from firsttouch.tune import (
     settings_of,
     sureness,
 )
+from tests.toy import toy_clip, toy_model
 
 MACHINE = Machine(Rates(), connect_seconds=0.0, overhead_seconds=0.1)
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    clip = make_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", frames=200, gop=25)
+    clip = toy_clip(tmp_path_factory.mktemp("clip"), frames=200)
 
     async def read() -> Index:
         source = open_source(clip)
@@ -72,9 +72,7 @@ def test_the_model_uses_the_judges_formula() -> None:
 
 def test_a_prefix_covers_its_share(index: Index) -> None:
     half = index.size_bytes / 2 / 1024 / 1024
-    seen = outlook(
-        index, MACHINE, settings_of({"partial_download": 1, "partial_download_mb": half, "frame_stride": 5})
-    )
+    seen = outlook(index, MACHINE, settings_of({"partial_download": 1, "partial_download_mb": half, "frame_stride": 5}))
     assert seen.coverage == pytest.approx(0.5, abs=0.12)
     assert outlook(index, MACHINE, settings_of({"frame_stride": 5})).coverage > 0.95
 
@@ -158,13 +156,11 @@ def test_rates_of_a_run() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_prints_a_ready_env_and_a_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_prints_a_ready_env_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setenv("MODEL_PLAYER", str(toy_model(tmp_path / "toy.onnx")))
     monkeypatch.chdir(tmp_path)
-    clip = make_clip(tmp_path / "clip.mp4", frames=50, gop=25, size=(320, 180))
+    clip = toy_clip(tmp_path, frames=50)
     app = typer.Typer()
     tune_command.register(app)
     plot = tmp_path / "tune.png"

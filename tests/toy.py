@@ -1,0 +1,28 @@
+"""A model for tests that sees the same four people and eight pitch points in every picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tests.clips import Recipe, make_clip
+from tests.detect_graphs import native
+
+CANVAS = (1280, 736)
+BOXES = ((300, 300, 340, 380), (600, 400, 640, 480), (900, 350, 940, 430), (100, 200, 140, 280))
+SCORES = ((0, 0, 0.9, 0), (0, 0, 0.8, 0), (0, 0.1, 0.7, 0), (0, 0, 0, 0.9))
+POINTS = 8
+
+
+def toy_model(path: Path) -> Path:
+    """The ONNX file, in our own layout."""
+    points = np.zeros((32, 3), np.float32)
+    points[:POINTS] = [(150 + 120 * n, 200 + 40 * (n % 3), 0.9) for n in range(POINTS)]
+    return native(path, np.array(BOXES, np.float32), np.array(SCORES, np.float32), points)
+
+
+def toy_clip(folder: Path, name: str = "clip", *, frames: int = 100, gop: int = 25, faststart: bool = True) -> Path:
+    """A small MP4, moov first or last."""
+    container = {"movflags": "+faststart"} if faststart else {}
+    return make_clip(Recipe(name, frames=frames, gop=gop, params="bframes=2", container=container), folder)
