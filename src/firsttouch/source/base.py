@@ -80,4 +80,4 @@ class Source(Protocol):
         """Fetch the whole file from the start on, in order."""
 
     async def close(self) -> None:
-        """Stop everything; idempotent. What has arrived can still be read."""
+        """Stop everything, and wake who waits for the SparseBytes; idempotent. What has come can still be read."""

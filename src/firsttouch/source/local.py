@@ -11,6 +11,7 @@ from pathlib import Path
 from firsttouch.clock import Deadline
 from firsttouch.errors import (
     SourceChanged,
+    SourceCutOff,
     SourceError,
     SourceNotFound,
     SourceRefused,
@@ -77,6 +78,8 @@ class _LocalSource:
 
     async def close(self) -> None:
         """See `Source.close`."""
+        if self._sparse is not None and not self._sparse.complete:
+            self._sparse.fail(SourceCutOff(f"closed before all of it was read: {self.name}"))
 
     async def _read_missing(self, sparse: SparseBytes, wanted: ByteRange) -> None:
         """Piece by piece, taking turns with whoever else reads, so that no byte is read twice."""
@@ -131,6 +134,7 @@ class FileSource(_LocalSource):
 
     async def close(self) -> None:
         """See `Source.close`."""
+        await super().close()
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

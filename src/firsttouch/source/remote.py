@@ -23,7 +23,7 @@ from firsttouch.errors import (
     SourceTimeout,
     SourceTooLarge,
 )
-from firsttouch.netpolicy import Policy
+from firsttouch.netpolicy import Pinned, Policy
 from firsttouch.ranges import ByteRange, gaps
 from firsttouch.source.base import DEFAULT_MAX_BYTES, HEAD_BYTES, TAIL_BYTES, Facts
 from firsttouch.source.connections import Connections, Link
@@ -42,22 +42,9 @@ from firsttouch.source.replies import (
     redirect_target,
     retry_after_seconds,
 )
+from firsttouch.source.schedule import PARALLEL_REQUESTS, PARALLEL_STREAMS, Pace, next_piece, touch
 from firsttouch.sparse import SparseBytes
 
-PARALLEL_REQUESTS = 8
-"""At most so many on HTTP/1.1, each on a connection of its own."""
-PARALLEL_STREAMS = 24
-"""At most so many on HTTP/2, where one costs a few hundred bytes; servers allow 100 and more."""
-FLIGHT_ROUND_TRIPS, FLIGHT_SLACK_SECONDS = 2.0, 0.1
-"""How much is asked for ahead, in seconds of the link: the next request's travel, and both ends' late wake-ups."""
-FLIGHT_BYTES_UNKNOWN, FLIGHT_BYTES_LEAST = 1024 * 1024, 192 * 1024
-PIECE_SECONDS = 0.08
-"""The longest request in seconds of the link: a more urgent range need not wait longer behind it."""
-PIECE_BYTES_LEAST, PIECE_BYTES_MOST = 64 * 1024, 512 * 1024
-JOIN_GAP_LEAST, JOIN_GAP_MOST = 4096, 64 * 1024
-"""Wanted ranges this near share a request where the bytes between cost less time than one more request would."""
-NEIGHBOURS = 24
-"""So many wants ahead may join a request: what is wanted much later does not delay what is wanted now."""
 LET_FINISH_BYTES = 96 * 1024
 """A cancelled HTTP/1.1 request costs its connection: one that lacks only this much may finish unwanted."""
 LET_GO_SECONDS = 0.02
@@ -164,6 +151,9 @@ class HttpSource:
         self._running: set[_Request] = set()
         self._opened: asyncio.Future[None] | None = None
         self._failed_tries = 0
+        self._distrust = False
+        self._pinned: dict[str, Pinned] = {}
+        self._judging = asyncio.Lock()
         self._resend: list[_Request] = []
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._arrivals: deque[tuple[float, int]] = deque()
@@ -181,6 +171,8 @@ class HttpSource:
         self, *, head: int = HEAD_BYTES, tail: int = TAIL_BYTES, deadline: Deadline
     ) -> tuple[Facts, SparseBytes]:
         """See `Source.open`."""
+        if self._opened is not None:
+            raise RuntimeError("a source is opened once")
         self._deadline = deadline
         self._opened = asyncio.get_running_loop().create_future()
         first = [_Request(ByteRange(0, max(head, 1)))]
@@ -240,6 +232,8 @@ class HttpSource:
         self._cancel_requests()
         for want in self._wants:
             want.done.cancel()
+        if not self._sparse.complete:
+            self._sparse.fail(SourceCutOff(f"closed before all of it was read: {self.name}"))
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._owns_connections:
             await self._connections.close()
@@ -297,7 +291,7 @@ class HttpSource:
             coming = request.coming()
             if coming is None or request.task is None:
                 continue
-            if any(w.part.start < coming.stop and coming.start < w.part.stop for w in self._wants):
+            if any(touch(want.part, coming) for want in self._wants):
                 continue
             if request.kept and not request.link.multiplexed and len(coming) <= LET_FINISH_BYTES:
                 continue
@@ -305,7 +299,7 @@ class HttpSource:
 
     def _settle(self, written: ByteRange) -> None:
         """Wake who waited for what has just come."""
-        done = [w for w in self._wants if _touch(w.part, written) and self._sparse.has(w.part)]
+        done = [w for w in self._wants if touch(w.part, written) and self._sparse.has(w.part)]
         for want in done:
             self._wants.remove(want)
             if not want.done.done():
@@ -321,61 +315,22 @@ class HttpSource:
         """Send requests until enough are on the wire."""
         if self._closed or not self._ranged or "again" in self._timers or self._sparse.error is not None:
             return
-        while len(self._running) < self._most_requests():
-            coming = [part for request in self._running if (part := request.coming()) is not None]
-            if sum(map(len, coming)) >= self._flight_bytes():
+        pace = self._pace()
+        while len(self._running) < pace.most_requests:
+            coming = self._coming()
+            if sum(map(len, coming)) >= pace.flight_bytes:
                 return
-            if (piece := self._next_piece(coming)) is None:
+            piece = next_piece([want.part for want in self._wants], self._sparse.missing, coming, pace)
+            if piece is None:
                 return
-            self._send(_Request(piece, fresh=self._failed_tries > 1))
+            self._send(_Request(piece, fresh=self._distrust))
 
-    def _flight_bytes(self) -> float:
-        """How much to have on its way: enough to keep the link full, no more, so that urgent bytes come soon."""
-        rate, round_trip = self.bytes_per_second, self.round_trip_seconds
-        if rate is None or round_trip is None:
-            return FLIGHT_BYTES_UNKNOWN
-        return max(FLIGHT_BYTES_LEAST, rate * (FLIGHT_ROUND_TRIPS * round_trip + FLIGHT_SLACK_SECONDS))
+    def _pace(self) -> Pace:
+        most = self._parallel or (PARALLEL_STREAMS if self._multiplexed else PARALLEL_REQUESTS)
+        return Pace(self.bytes_per_second, self.round_trip_seconds, most)
 
-    def _most_requests(self) -> int:
-        return self._parallel or (PARALLEL_STREAMS if self._multiplexed else PARALLEL_REQUESTS)
-
-    def _join_gap(self) -> int:
-        """One request of many side by side costs its share of a round trip: half of that in bytes, to be frugal."""
-        rate, round_trip = self.bytes_per_second or 0.0, self.round_trip_seconds or 0.0
-        return min(max(int(0.5 * rate * round_trip / self._most_requests()), JOIN_GAP_LEAST), JOIN_GAP_MOST)
-
-    def _piece_bytes(self) -> int:
-        rate = self.bytes_per_second
-        wanted = PIECE_BYTES_MOST if rate is None else int(rate * PIECE_SECONDS)
-        return min(max(wanted, PIECE_BYTES_LEAST), PIECE_BYTES_MOST)
-
-    def _next_piece(self, coming: Sequence[ByteRange]) -> ByteRange | None:
-        """The first part of the most wanted range that is neither there nor coming, with wanted neighbours."""
-        for i, want in enumerate(self._wants):
-            parts = self._open_parts(want.part, coming)
-            if parts:
-                return self._grown(parts[0], self._wants[i + 1 : i + 1 + NEIGHBOURS], coming)
-        return None
-
-    def _open_parts(self, part: ByteRange, coming: Sequence[ByteRange]) -> list[ByteRange]:
-        return [open_part for gap in self._sparse.missing(part) for open_part in gaps(gap, coming)]
-
-    def _grown(self, piece: ByteRange, others: Sequence[_Want], coming: Sequence[ByteRange]) -> ByteRange:
-        """The piece cut to size, or, where it is short, joined with what is wanted next and lies behind it."""
-        size = self._piece_bytes()
-        longest = piece.start + size
-        if piece.stop >= longest:
-            # A remainder too short to be worth a request of its own comes along.
-            return piece if piece.stop - longest < size // 4 else ByteRange(piece.start, longest)
-        nearby = (part for want in others for part in self._open_parts(want.part, coming))
-        behind = sorted(part for part in nearby if part.start >= piece.start)
-        stop = piece.stop
-        for part in behind:
-            if part.start > stop + self._join_gap() or part.stop > longest:
-                break
-            if part.stop > stop and gaps(ByteRange(stop, part.stop), coming) == [ByteRange(stop, part.stop)]:
-                stop = part.stop
-        return ByteRange(piece.start, stop)
+    def _coming(self) -> list[ByteRange]:
+        return [part for request in self._running if (part := request.coming()) is not None]
 
     def _send(self, request: _Request) -> None:
         request.touched = asyncio.get_running_loop().time()
@@ -388,7 +343,7 @@ class HttpSource:
         try:
             await self._ask(request)
             if request.kept:
-                self._failed_tries = 0
+                self._failed_tries, self._distrust = 0, False
         except asyncio.CancelledError:
             if not request.stalled:
                 raise
@@ -414,10 +369,7 @@ class HttpSource:
         """Send it, and follow redirects; the policy judges each hop."""
         url = self._facts.url if self._facts is not None else self._url
         for _ in range(MAX_REDIRECTS + 1):
-            addresses: tuple[str, ...] = ()
-            if self._policy is not None:
-                pinned = await self._policy.judge(url)
-                url, addresses = pinned.url, pinned.addresses
+            url, addresses = await self._judge(url)
             receiver = _Receiver(self, request, url)
             self.requests += 1
             request.link = Link()
@@ -435,6 +387,15 @@ class HttpSource:
                 return self._check_end(request)
             url = receiver.redirect
         raise SourceRefused(f"more than {MAX_REDIRECTS} redirects: {self.name}")
+
+    async def _judge(self, url: str) -> tuple[str, tuple[str, ...]]:
+        """The URL and addresses the policy allows, asked once for each URL; no addresses: any."""
+        if self._policy is None:
+            return url, ()
+        async with self._judging:
+            if url not in self._pinned:
+                self._pinned[url] = await self._policy.judge(url)
+        return self._pinned[url].url, self._pinned[url].addresses
 
     def _headers(self, request: _Request) -> dict[str, str]:
         if request.whole:
@@ -492,9 +453,8 @@ class HttpSource:
     def _keep(self, request: _Request, part: ByteRange) -> None:
         """Keep what comes, unless much of it is there or coming already: no byte is fetched twice."""
         others = [c for r in self._running if r is not request and r.kept and (c := r.coming()) is not None]
-        news = sum(len(p) for p in self._open_parts(part, others))
-        size = self._sparse.size or 0
-        if len(part) - news > size // 20 and len(part) - news > 0:
+        known = len(part) - sum(len(new) for piece in self._sparse.missing(part) for new in gaps(piece, others))
+        if known > (self._sparse.size or 0) // 20:
             raise _Dropped
         request.at, request.stop, request.kept = part.start, part.stop, True
 
@@ -602,7 +562,7 @@ class HttpSource:
         if (request.whole and request.kept) or self._failed_tries > TRIES or pause >= self._deadline.remaining():
             self._give_up(request, why.error)
             return
-        request.fresh = request.fresh or request.stalled
+        self._distrust = self._distrust or request.stalled
         if self._facts is None:
             self._later("again", pause, self._resend_first)
             self._resend.append(request)
@@ -613,7 +573,7 @@ class HttpSource:
         """Head and tail again; once the facts are known they are wanted like any other range."""
         failed, self._resend = self._resend, []
         for old in failed if self._facts is None else ():
-            self._send(_Request(old.asked, old.suffix, old.whole, placed=old.placed, fresh=old.fresh))
+            self._send(_Request(old.asked, old.suffix, old.whole, placed=old.placed, fresh=self._distrust))
         self._pump()
 
     def _restart_as_stream(self, request: _Request) -> None:
@@ -650,11 +610,14 @@ class HttpSource:
     def _watch(self) -> None:
         """Stop requests that have brought nothing for too long; what they lack is asked again."""
         now = asyncio.get_running_loop().time()
+        impatience = min(IMPATIENCE_SECONDS + 4 * (self.round_trip_seconds or 0.0), self._stall_seconds)
+        flowing = bool(self._arrivals) and now - self._arrivals[-1][0] < impatience
         for request in list(self._running):
-            if request.link.address == "":
+            link = request.link
+            if link.address == "":
                 request.touched = now  # still connecting: that has a limit of its own
-            silent = request.link.wait_seconds is None and request.link.warm and request.link.address != ""
-            limit = min(IMPATIENCE_SECONDS, self._stall_seconds) if silent else self._stall_seconds
+            silent = link.warm and link.wait_seconds is None and not (flowing and self._multiplexed)
+            limit = impatience if silent else self._stall_seconds
             if now - request.touched > limit and request.task is not None:
                 request.stalled = True
                 request.task.cancel()
@@ -731,10 +694,6 @@ class _Receiver:
             source._first_facts(reply, request, 0, True)
             return _Dropped()
         return _Dropped() if request.suffix else _NeedsStream()
-
-
-def _touch(a: ByteRange, b: ByteRange) -> bool:
-    return a.start < b.stop and b.start < a.stop
 
 
 def _quietly(future: asyncio.Future[None]) -> None:
