@@ -30,24 +30,23 @@ def load_detector(
 ) -> Detector:
     """The detector for these wishes.
 
-    `model` is an ONNX file of our own network (the bundled one when None) or of a YOLO-family detector;
-    `player`, `ball` and `pitch` name an operator's own models, for what they see. `img_size` is the input's
-    width, where the file leaves it open (half the canvas in pixels for ours). `batch_size` counts on a GPU only.
-    `wish` says all of device, runtime and precision; `device` and `precision` alone are a short form.
+    `model` is the one network to run: an ONNX file of our own (the bundled one when None) or of the YOLO family.
+    `player`, `ball` and `pitch` name an operator's own models, for what they see; the rest stays with `model`.
+    `img_size` is the input's width where the file leaves it open (half the canvas in pixels for ours).
+    `batch_size` counts on a GPU only. `device` and `precision` are a short form of `wish`.
     Raises ModelNotFound, ModelMismatch, SettingsError; what cannot be met is warned about, and the CPU runs.
     """
     wish = wish or Wish(device=device, precision=precision)
-    if model is not None and player is None and not is_native(ModelFile.read(model)):
-        model, player = None, model
-    elif player is not None and model is None and is_native(ModelFile.read(player)):
+    only = model is not None and not is_native(ModelFile.read(model))
+    if player is not None and model is None and is_native(ModelFile.read(player)):
         model, player = player, None
-    named: dict[Role, Path | None] = {"player": player, "ball": ball, "pitch": pitch}
+    named: dict[Role, Path | None] = {"player": model if only else player, "ball": ball, "pitch": pitch}
     models = [_yolo(path, role, wish, img_size) for role, path in named.items() if path is not None]
     if not models:
         return _native(model or BUNDLED_MODEL, wish, img_size, batch_size, confidence, max_detections)
-    bundled = model or (BUNDLED_MODEL if BUNDLED_MODEL.exists() else None)
+    own = None if only else model or (BUNDLED_MODEL if BUNDLED_MODEL.exists() else None)
     needed = player is None or pitch is None
-    network = _native(bundled, wish, None, 1, confidence, max_detections) if bundled is not None and needed else None
+    network = _native(own, wish, None, 1, confidence, max_detections) if own is not None and needed else None
     return CombinedDetector(models, network, confidence=confidence, max_detections=max_detections)
 
 

@@ -1,0 +1,356 @@
+"""Which runtime is chosen, what is said when a wish cannot be met, and what an engine's cache key holds.
+
+No GPU is needed: the runtimes are fakes that keep the contract, and the real ones are asked on a machine without.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import detect_graphs
+import numpy as np
+import pytest
+
+from firsttouch.detect import Wish, load_detector, ort
+from firsttouch.detect.choose import choose_among, runtimes_for
+from firsttouch.detect.native import NativeDetector, NativeLayout
+from firsttouch.detect.openvino import OpenVino
+from firsttouch.detect.ort import OrtCpu, OrtCuda, OrtTensorRt, engine_folder, is_out_of_memory
+from firsttouch.detect.session import ModelFile, OutOfDeviceMemory, Problem
+from firsttouch.detect.yolo import CombinedDetector
+from firsttouch.errors import ModelNotFound, RuntimeUnavailable, SettingsError
+
+BOXES = np.array([[100, 60, 140, 90]], np.float32)
+SCORES = np.array([[0, 0.1, 0.8, 0.05]], np.float32)
+POINTS = np.zeros((32, 3), np.float32)
+LAYOUT = NativeLayout(160)
+
+
+@dataclass
+class FakeSession:
+    """Answers the outputs of `OrtCpu`'s session, after as long as it is told to take."""
+
+    inner: object
+    device: str
+    runtime: str
+    precision: str
+    seconds: float
+    memory: int = 1000
+
+    def run(self, values):
+        if len(values) > self.memory:
+            raise OutOfDeviceMemory("too many frames")
+        time.sleep(self.seconds)
+        return self.inner.run(values)
+
+
+@dataclass
+class FakeRuntime:
+    """A runtime on a device we do not have."""
+
+    device: str = "cuda"
+    name: str = "onnxruntime"
+    seconds: float = 0.0
+    problem_: Problem | None = None
+    fails: Exception | None = None
+    memory: int = 1000
+    opened: list = field(default_factory=list)
+
+    def problem(self, precision):
+        return self.problem_
+
+    def open(self, model, outputs, shape, precision):
+        self.opened.append((model.path.name, precision, shape))
+        if self.fails is not None:
+            raise self.fails
+        inner = OrtCpu().open(model, outputs, shape, "fp32")
+        return FakeSession(inner, self.device, self.name, precision, self.seconds, self.memory)
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    return detect_graphs.native(tmp_path / "tiny.onnx", BOXES, SCORES, POINTS)
+
+
+def test_the_fastest_of_what_works_is_chosen(model):
+    fast, slow = FakeRuntime("cuda"), FakeRuntime("cpu", seconds=0.05)
+    chosen = choose_among([fast, slow], model, Wish(), LAYOUT)
+    assert chosen.runtime is fast
+    assert (
+        choose_among(
+            [FakeRuntime("cuda", seconds=0.05), slow_free := FakeRuntime("cpu")], model, Wish(), LAYOUT
+        ).runtime
+        is slow_free
+    )
+
+
+def test_a_wish_that_cannot_be_met_is_one_warning_with_reason_and_remedy(model, caplog):
+    missing = FakeRuntime(problem_=Problem("no NVIDIA driver answers", "install the driver"))
+    with caplog.at_level(logging.WARNING):
+        chosen = choose_among([missing], model, Wish(device="cuda"), LAYOUT)
+    assert (chosen.runtime.name, chosen.runtime.device, chosen.precision) == ("onnxruntime", "cpu", "fp32")
+    assert len(caplog.records) == 1
+    said = caplog.records[0].getMessage()
+    assert "DEVICE=cuda cannot be met: no NVIDIA driver answers" in said
+    assert "Running onnxruntime fp32 on cpu instead" in said
+    assert "install the driver" in said
+
+
+def test_a_runtime_that_falls_back_silently_is_found_out(model, caplog):
+    liar = FakeRuntime(fails=RuntimeUnavailable("ONNX Runtime fell back to CPUExecutionProvider", hint="check CUDA"))
+    with caplog.at_level(logging.WARNING):
+        chosen = choose_among([liar], model, Wish(device="cuda"), LAYOUT)
+    assert chosen.runtime.device == "cpu"
+    assert "fell back to CPUExecutionProvider" in caplog.text
+    assert "check CUDA" in caplog.text
+
+
+def test_auto_says_nothing_when_there_is_no_gpu(model, caplog):
+    missing = FakeRuntime(problem_=Problem("no driver", "none"))
+    with caplog.at_level(logging.WARNING):
+        chosen = choose_among([missing, OrtCpu()], model, Wish(), LAYOUT)
+    assert chosen.runtime.device == "cpu"
+    assert not caplog.records
+
+
+def test_tensorrt_that_does_not_work_is_said_though_cuda_does(model, caplog):
+    tensorrt = FakeRuntime(name="tensorrt", problem_=Problem("libnvinfer is missing", "pip install tensorrt-cu13"))
+    cuda = FakeRuntime("cuda")
+    with caplog.at_level(logging.WARNING):
+        chosen = choose_among([tensorrt, cuda], model, Wish(tensorrt=True), LAYOUT)
+    assert chosen.runtime is cuda
+    assert "TENSORRT=1 cannot be met: libnvinfer is missing" in caplog.text
+
+
+def test_precision_files_are_chosen_by_device(model, monkeypatch):
+    for suffix in (".int8.onnx", ".fp16.onnx"):
+        model.with_suffix(suffix).write_bytes(model.read_bytes())
+    monkeypatch.setattr("firsttouch.detect.choose.has_int8_instructions", lambda: True)
+    cuda, cpu = FakeRuntime("cuda", seconds=0.02), FakeRuntime("cpu")
+    choose_among([cuda, cpu], model, Wish(), LAYOUT)
+    assert [(n, p) for n, p, _ in cuda.opened] == [("tiny.fp16.onnx", "fp16")]
+    assert [(n, p) for n, p, _ in cpu.opened] == [("tiny.onnx", "fp32"), ("tiny.int8.onnx", "int8")]
+    monkeypatch.setattr("firsttouch.detect.choose.has_int8_instructions", lambda: False)
+    old = FakeRuntime("cpu")
+    assert choose_among([old], model, Wish(), LAYOUT).precision == "fp32"
+    assert old.opened == []  # nothing to choose: nothing to test
+
+
+def test_int8_without_its_file_is_refused(model):
+    with pytest.raises(ModelNotFound, match=r"tiny\.int8\.onnx"):
+        choose_among([OrtCpu()], model, Wish(precision="int8"), LAYOUT)
+
+
+def test_what_an_operator_may_wish_for_is_checked():
+    with pytest.raises(SettingsError, match="device is 'gpu'"):
+        Wish(device="gpu")
+
+
+@pytest.mark.parametrize(
+    ("wish", "kinds"),
+    [
+        (Wish(device="cpu"), [OrtCpu]),
+        (Wish(device="cuda"), [OrtCuda]),
+        (Wish(device="cuda", tensorrt=True), [OrtTensorRt, OrtCuda]),
+        (Wish(device="cpu", runtime="openvino"), [OpenVino]),
+        (Wish(runtime="tensorrt"), [OrtTensorRt]),
+    ],
+)
+def test_only_what_is_wished_for_is_tried(wish, kinds):
+    assert [type(r) for r in runtimes_for(wish)] == kinds
+
+
+def test_on_a_machine_without_a_gpu_cuda_is_refused_with_the_plainest_reason(monkeypatch):
+    monkeypatch.setattr(ort, "_nvidia_smi", lambda _: "")
+    assert "no NVIDIA driver" in OrtCuda().problem("fp32").reason
+    monkeypatch.setattr(ort, "_nvidia_smi", lambda _: "NVIDIA H200")
+    monkeypatch.setattr(ort.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    problem = OrtCuda().problem("fp32")
+    assert "built without CUDAExecutionProvider" in problem.reason
+    assert "pip uninstall onnxruntime" in problem.remedy
+    monkeypatch.setattr(ort.onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    assert OrtCuda().problem("fp16") is None
+    assert "int8 is not run on the GPU" in OrtCuda().problem("int8").reason
+
+
+def test_device_cuda_on_this_machine_still_answers(model, monkeypatch, caplog):
+    monkeypatch.setattr(ort, "_nvidia_smi", lambda _: "")
+    with caplog.at_level(logging.WARNING):
+        detector = load_detector(model=model, device="cuda", img_size=160)
+    assert (detector.device, detector.runtime, detector.precision) == ("cpu", "onnxruntime", "fp32")
+    assert sum("DEVICE=cuda" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_the_engine_of_another_gpu_driver_library_model_or_shape_is_never_found(model, tmp_path):
+    file = ModelFile.read(model)
+    facts = {"gpu": "A", "driver": "1", "onnxruntime": "1.31", "tensorrt": "10.9", "cudnn": "9"}
+
+    def folder(shape=(1, 6, 368, 640), outputs=("boxes",), precision="fp16", source=file, **changed):
+        return engine_folder(tmp_path, source, outputs, shape, precision, lambda: facts | changed)
+
+    other = detect_graphs.native(tmp_path / "tiny2.onnx", BOXES + 1, SCORES, POINTS)
+    folders = [
+        folder(),
+        folder(shape=(8, 6, 368, 640)),
+        folder(outputs=("boxes", "keypoints")),
+        folder(precision="fp32"),
+        folder(source=ModelFile.read(other)),
+        *(folder(**{name: "other"}) for name in facts),
+    ]
+    assert len(set(folders)) == len(folders)
+    assert folder() == folders[0]
+    assert folder().parent == tmp_path / "engines"
+
+
+def test_a_built_engine_is_found_by_its_file(model, tmp_path):
+    file, arguments = ModelFile.read(model), (("boxes",), (1, 6, 96, 160), "fp16")
+    runtime = OrtTensorRt(tmp_path)
+    assert not runtime.has_engine(file, *arguments)
+    folder = engine_folder(tmp_path, file, *arguments)
+    folder.mkdir(parents=True)
+    assert not runtime.has_engine(file, *arguments)
+    (folder / "TensorrtExecutionProvider_1.engine").write_bytes(b"x")
+    assert runtime.has_engine(file, *arguments)
+
+
+def test_tensorrt_gets_its_cache_and_cuda_its_graph(model, tmp_path, monkeypatch):
+    asked = []
+
+    def opened(file, outputs, options, providers):
+        asked.append(providers)
+        raise RuntimeUnavailable("stop here")
+
+    monkeypatch.setattr(ort, "open_session", opened)
+    file = ModelFile.read(model)
+    for runtime in (OrtTensorRt(tmp_path), OrtCuda()):
+        with pytest.raises(RuntimeUnavailable):
+            runtime.open(file, ("boxes",), (4, 6, 96, 160), "fp16")
+    (tensorrt, options), after = asked[0]
+    assert (tensorrt, after) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+    assert options["trt_fp16_enable"] == "1"
+    assert Path(options["trt_engine_cache_path"]).is_dir()
+    assert Path(options["trt_engine_cache_path"]).parent == tmp_path / "engines"
+    assert asked[1][0] == ("CUDAExecutionProvider", asked[1][0][1])
+    assert asked[1][0][1]["enable_cuda_graph"] == "1"
+
+
+def test_a_session_that_runs_elsewhere_is_not_taken(model):
+    session = OrtCpu().open(ModelFile.read(model), ("boxes",), (1, 6, 96, 160), "fp32")
+    assert session.device == "cpu"
+    with pytest.raises(RuntimeUnavailable, match="fell back to CPUExecutionProvider"):
+        ort._checked(session, "cuda")
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(model, caplog):
+    small = FakeRuntime(memory=2)
+    detector = NativeDetector(
+        ModelFile.read(model),
+        lambda m, o, s: small.open(m, o, s, "fp16"),
+        img_size=160,
+        batch_size=8,
+    )
+    y, u, v = np.full((720, 1280), 200, np.uint8), *(np.full((360, 640), 128, np.uint8),) * 2
+    inputs = [detector.prepare(y, u, v) for _ in range(7)]
+    with caplog.at_level(logging.WARNING):
+        found = detector.detect(inputs, range(7), 1280, 720, pitch=True)
+    assert [d.frame_number for d in found] == list(range(7))
+    assert all(len(d) == 1 for d in found)
+    assert detector.batch_size == 2
+    assert [shape[0] for _, _, shape in small.opened] == [8, 4, 2]
+    assert len(caplog.records) == 2
+
+
+def test_a_device_without_memory_for_one_frame_says_so(model):
+    none = FakeRuntime(memory=0)
+    detector = NativeDetector(ModelFile.read(model), lambda m, o, s: none.open(m, o, s, "fp16"), img_size=160)
+    planes = [np.zeros(detector.canvas.shape, np.uint8)]
+    with pytest.raises(OutOfDeviceMemory, match="one frame"):
+        detector.detect(planes, [0], 1280, 720, pitch=False)
+
+
+def test_out_of_memory_is_known_by_its_words():
+    assert is_out_of_memory(RuntimeError("CUDA failure 2: out of memory ; GPU=0"))
+    assert is_out_of_memory(RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 1"))
+    assert not is_out_of_memory(RuntimeError("invalid shape"))
+
+
+def test_on_a_gpu_an_operators_models_run_side_by_side():
+    meeting = threading.Barrier(3, timeout=10)
+
+    class Model:
+        def __init__(self, role):
+            self.role, self.name = role, role
+            self.session = FakeSession(None, "cuda", "onnxruntime", "fp16", 0)
+
+        def look(self, picture, confidence):
+            meeting.wait()  # passes only when all three are here at once
+            return np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32), np.zeros((32, 3), np.float32)
+
+    detector = CombinedDetector(
+        [Model(r) for r in ("player", "ball", "pitch")], None, confidence=0.3, max_detections=10
+    )
+    planes = np.zeros((64, 96), np.uint8), np.full((32, 48), 128, np.uint8), np.full((32, 48), 128, np.uint8)
+    found = detector.detect([detector.prepare(*planes)], [0], 96, 64, pitch=True)
+    assert len(found[0]) == 0
+
+
+def test_openvino_answers_as_onnx_runtime_does(model):
+    pytest.importorskip("openvino")
+    inputs = []
+    for runtime in ("auto", "openvino"):
+        detector = load_detector(model=model, wish=Wish(device="cpu", runtime=runtime), img_size=160)
+        y, u, v = np.full((720, 1280), 200, np.uint8), *(np.full((360, 640), 128, np.uint8),) * 2
+        inputs.append((detector, detector.detect([detector.prepare(y, u, v)], [0], 1280, 720, pitch=True)[0]))
+    (_, expected), (openvino, found) = inputs
+    assert openvino.runtime == "openvino"
+    assert len(found) == 1
+    np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=1e-3)
+    np.testing.assert_allclose(found.class_scores, expected.class_scores, atol=1e-3)
+    with_two = [openvino.prepare(y, u, v)] * 4
+    assert len(openvino.detect(with_two, range(4), 1280, 720, pitch=False)) == 4
+
+
+def test_openvino_that_is_not_installed_says_how(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert "firsttouch[openvino]" in OpenVino().problem("fp32").remedy
+
+
+def test_bf16_on_this_processor_is_asked_of_openvino(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert "ARM only" in OrtCpu().problem("bf16").reason
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert OrtCpu().problem("bf16") is None
+
+
+def test_models_lists_what_is_loaded(model, tmp_path, monkeypatch):
+    import json
+
+    from typer import Typer
+    from typer.testing import CliRunner
+
+    from firsttouch.commands import models as command
+
+    values = np.zeros((1, 5, 8400), np.float32)
+    ball = detect_graphs.constant(tmp_path / "ball.onnx", values, (640, 640), {"names": "{0: 'ball'}"})
+    monkeypatch.setattr("firsttouch.detect.BUNDLED_MODEL", model)
+    monkeypatch.setenv("MODEL_BALL", str(ball))
+    monkeypatch.setenv("DEVICE", "cpu")
+    monkeypatch.chdir(tmp_path)
+    app = Typer()
+    app.callback()(lambda: None)
+    command.register(app)
+    result = CliRunner().invoke(app, ["models", "--json"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["models"]
+    assert [(r["name"], r["role"], r["device"]) for r in rows] == [
+        ("tiny", "boxes and pitch", "cpu"),
+        ("ball", "ball", "cpu"),
+    ]
+    assert rows[0]["input"] == "6x368x640"
+    assert rows[1]["megabytes"] == pytest.approx(ball.stat().st_size / 1e6)
+    assert all(r["milliseconds_per_frame"] > 0 for r in rows)
+    assert "onnxruntime" in CliRunner().invoke(app, ["models"]).stdout
