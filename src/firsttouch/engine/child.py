@@ -74,10 +74,11 @@ class Child:
             if header["do"] == "cancel":
                 if job is not None:
                     job.cancel()
+                    await asyncio.wait([job])
+                    if job.cancelled():
+                        await self._send(wire.pack({"is": "cancelled", "job": header["job"]}))
                 continue
-            if (
-                job is not None
-            ):  # the parent sends a job only after the last one's end; the task ends right after it
+            if job is not None:  # its end was sent, or there would be no next one: it is over in a moment
                 await asyncio.wait([job])
             job = asyncio.create_task(self._do(header, payload))
         if job is not None:

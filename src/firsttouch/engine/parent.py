@@ -310,11 +310,8 @@ class _Child:
         try:
             async with asyncio.timeout(_seconds(deadline)):
                 while (message := await self._messages.get()) is not None:
-                    if message[0].get("job") == number and message[0].get("is") in (
-                        "cancelled",
-                        "end",
-                        "error",
-                    ):
+                    if message[0].get("job") == number and message[0].get("is") != "answer":
+                        self.at_work = False
                         return
         except TimeoutError:
             self.kill("did not stop")

@@ -1,0 +1,203 @@
+"""The desk between requests and the engine: shares, queues, refuses, and knows every deadline.
+
+One computation at a time per engine. Requests for the same clip that come together share one; the others wait in a
+short queue, or are told at once when they would be served too late. A computation that nobody waits for any more
+is stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from firsttouch.engine import Engine, Job
+from firsttouch.errors import Busy, FirsttouchError
+from firsttouch.pipeline import Analysis
+
+MIN_WORK_SECONDS = 0.35
+"""Less time than this before the deadline answers next to nothing: better to refuse at once."""
+
+TYPICAL_SECONDS = 2.0
+TYPICAL_WEIGHT = 0.2
+
+Key = tuple[object, ...]
+
+
+@dataclass(slots=True)
+class _Shared:
+    """One computation, and those who wait for it."""
+
+    job: Job
+    latest: Analysis | None = None
+    version: int = 0
+    done: bool = False
+    error: BaseException | None = None
+    waiting: int = 0
+    task: asyncio.Task[None] | None = None
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+
+class Desk:
+    """Jobs in, answers out."""
+
+    def __init__(self, engine: Engine, *, queue_length: int) -> None:
+        self._engine = engine
+        self._queue_length = queue_length
+        self._queue: deque[tuple[_Shared, asyncio.Future[None]]] = deque()
+        self._running: dict[int, _Shared] = {}
+        self._begun: dict[int, float] = {}
+        self._shared: dict[Key, _Shared] = {}
+        self.typical_seconds = TYPICAL_SECONDS
+        self.computed = self.joined = 0
+        self.on_done: Callable[[Analysis], None] = lambda analysis: None
+        """Told of each finished computation, once however many share it."""
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def available(self) -> bool:
+        """Would a challenge that comes now be begun at once?"""
+        return self._engine.ready and not self._queue and len(self._running) < self._engine.size
+
+    @property
+    def wait_seconds(self) -> float:
+        """When a computation that comes now would begin, as far as deadlines and the usual duration tell."""
+        free = sorted(self._left(shared) for shared in self._running.values())
+        slots = [0.0] * max(0, self._engine.size - len(free)) + free
+        for _ in self._queue:
+            slots.sort()
+            slots[0] += self.typical_seconds
+        return min(slots)
+
+    async def answers(self, key: Key, job: Job) -> AsyncGenerator[Analysis]:
+        """The answers to a job as they grow, the last one final; with others when the same key is being computed.
+
+        Raises Busy when its deadline cannot be met, and the errors of the engine.
+        """
+        shared = self._shared.get(key)
+        if shared is not None and not shared.done:
+            self.joined += 1
+        else:
+            shared = self._begin(key, job)
+        shared.waiting += 1
+        seen = 0
+        try:
+            while True:
+                async with shared.changed:
+                    while shared.version == seen and not shared.done:
+                        await shared.changed.wait()
+                if shared.version > seen and shared.latest is not None:
+                    seen = shared.version
+                    yield shared.latest
+                if shared.done and shared.version == seen:
+                    if shared.error is not None:
+                        raise shared.error
+                    return
+        finally:
+            shared.waiting -= 1
+            if shared.waiting == 0 and shared.task is not None:
+                shared.task.cancel()
+
+    def _begin(self, key: Key, job: Job) -> _Shared:
+        """Admit a new computation, or refuse it at once."""
+        late = self.wait_seconds + MIN_WORK_SECONDS > job.deadline.remaining()
+        full = not self._free and len(self._queue) >= self._queue_length
+        if late or full or not self._engine.ready:
+            why = (
+                "the queue is full"
+                if full
+                else "its turn would come too late"
+                if late
+                else "no engine is warm"
+            )
+            raise Busy(f"no engine can meet the deadline: {why}")
+        shared = _Shared(job)
+        self._shared[key] = shared
+        shared.task = asyncio.create_task(self._compute(key, shared))
+        return shared
+
+    @property
+    def _free(self) -> bool:
+        return not self._queue and len(self._running) < self._engine.size
+
+    async def _compute(self, key: Key, shared: _Shared) -> None:
+        try:
+            await self._turn(shared)
+            await self._work(shared)
+        except FirsttouchError as error:
+            shared.error = error
+        except asyncio.CancelledError:
+            shared.error = Busy("the computation was stopped")
+        finally:
+            if self._shared.get(key) is shared:
+                del self._shared[key]
+            shared.done = True
+            await asyncio.shield(_notify(shared))
+
+    async def _turn(self, shared: _Shared) -> None:
+        """Wait for a free engine. Raises Busy when the deadline comes too near."""
+        if self._free:
+            self._running[id(shared)] = shared
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        place = (shared, turn)
+        self._queue.append(place)
+        left = shared.job.deadline.remaining() - MIN_WORK_SECONDS
+        try:
+            async with asyncio.timeout(None if math.isinf(left) else left):
+                await turn
+        except BaseException as exc:
+            if place in self._queue:
+                self._queue.remove(place)
+            elif self._running.pop(id(shared), None) is not None:
+                self._next()  # the turn came in the same moment: pass it on
+            if isinstance(exc, TimeoutError):
+                raise Busy("no engine became free in time") from exc
+            raise
+
+    async def _work(self, shared: _Shared) -> None:
+        begun = shared.job.deadline.clock()
+        self._begun[id(shared)] = begun
+        try:
+            async with aclosing(self._engine.run(shared.job)) as answers:
+                async for analysis in answers:
+                    shared.latest = analysis
+                    shared.version += 1
+                    await _notify(shared)
+            self.computed += 1
+            if shared.latest is not None:
+                self.on_done(shared.latest)
+        finally:
+            took = shared.job.deadline.clock() - begun
+            self.typical_seconds += TYPICAL_WEIGHT * (took - self.typical_seconds)
+            del self._running[id(shared)], self._begun[id(shared)]
+            self._next()
+
+    def _next(self) -> None:
+        """Give the free engine to the next in the queue that still has time."""
+        while self._queue and len(self._running) < self._engine.size:
+            shared, turn = self._queue.popleft()
+            if not turn.done():
+                self._running[id(shared)] = shared
+                turn.set_result(None)
+
+    def _left(self, shared: _Shared) -> float:
+        """How long a running computation will still take: what is usual, but not beyond its deadline."""
+        begun = self._begun.get(id(shared), shared.job.deadline.clock())
+        usual = self.typical_seconds - (shared.job.deadline.clock() - begun)
+        return max(0.0, min(shared.job.deadline.remaining(), usual))
+
+
+async def _notify(shared: _Shared) -> None:
+    async with shared.changed:
+        shared.changed.notify_all()

@@ -1,0 +1,181 @@
+"""What lives as long as the app: the engine, the desk, the gate and the metagraph, made from the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from dataclasses import dataclass, field
+
+from firsttouch import metagraph
+from firsttouch.auth import Gate, Nonces, Scheme
+from firsttouch.clock import Deadline, Stopwatch
+from firsttouch.engine import Engine, Job
+from firsttouch.errors import SettingsError
+from firsttouch.metagraph import Stakes
+from firsttouch.netpolicy import Policy
+from firsttouch.server.desk import Desk
+from firsttouch.server.metrics import Metrics
+from firsttouch.settings import Settings
+from firsttouch.wallet import own_hotkey
+
+log = logging.getLogger(__name__)
+
+ANSWER_RESERVE_SECONDS = 0.05
+"""Kept for crossing the process border, writing and compressing 750 frames."""
+
+LONGEST_SECONDS = 230.0
+"""A caller waits 240 s at most."""
+
+FIRST_FRAME_SECONDS = 30.0
+NONCE_SWEEP_SECONDS = 60.0
+AUTO_SECONDS = 2.0
+
+
+@dataclass(slots=True)
+class Service:
+    """One service. `start` and `stop` are called by the app's lifespan."""
+
+    settings: Settings
+    gate: Gate
+    engine: Engine
+    desk: Desk
+    policy: Policy
+    stakes: Stakes | None
+    metrics: Metrics = field(default_factory=Metrics)
+    draining: bool = False
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, settings: Settings, engine: Engine | None = None) -> Service:
+        """Raises SettingsError when requests are to be verified and our own hotkey is not known."""
+        stakes = stakes_of(settings) if settings.blacklist_enabled else None
+        engine = engine or Engine(settings)
+        service = cls(
+            settings=settings,
+            gate=gate_of(settings, stakes),
+            engine=engine,
+            desk=Desk(engine, queue_length=settings.queue_length),
+            policy=Policy(
+                allow_private=settings.allow_private_origins, allowed_hosts=settings.allowed_origins
+            ),
+            stakes=stakes,
+        )
+        service._watch()
+        return service
+
+    async def start(self) -> None:
+        for line in warnings_of(self.settings):
+            log.warning(line)
+        self.engine.start()
+        self._tasks.append(asyncio.create_task(self._sweep()))
+        if self.stakes is not None:
+            if self.settings.load_old_nodes:
+                await asyncio.to_thread(self.stakes.load)
+            if self.settings.refresh_nodes:
+                self._tasks.append(asyncio.create_task(self.stakes.keep_fresh()))
+
+    async def stop(self) -> None:
+        self.draining = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.engine.close()
+
+    @property
+    def available(self) -> bool:
+        return not self.draining and self.desk.available
+
+    def retry_after_seconds(self) -> float:
+        """When the next engine is free, as far as we know; a start takes some seconds."""
+        return self.desk.wait_seconds if self.engine.ready else 5.0
+
+    def job(
+        self,
+        arrived: Stopwatch,
+        url: str,
+        *,
+        seconds: float | None = None,
+        partial: bool = True,
+        every_frame: bool = False,
+        challenge_id: str | None = None,
+        pictures: tuple[tuple[int, str | None, bytes], ...] = (),
+    ) -> Job:
+        """A job whose deadline counts from the arrival of its request."""
+        budget = seconds if seconds is not None else budget_of(self.settings)
+        total = LONGEST_SECONDS if budget is None else budget - ANSWER_RESERVE_SECONDS
+        if budget is not None and self.settings.start_budget_after_first_frame:
+            total = min(LONGEST_SECONDS, FIRST_FRAME_SECONDS + budget)
+        deadline = Deadline(arrived.started + total, arrived.clock)
+        return Job(url, deadline, partial, every_frame, challenge_id, pictures)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(NONCE_SWEEP_SECONDS)
+            self.gate.nonces.forget_expired()
+
+    def _watch(self) -> None:
+        watch, engine, desk = self.metrics.watch, self.engine, self.desk
+        desk.on_done = self.metrics.analyzed
+        watch("firsttouch_queue_length", "Challenges that wait", lambda: desk.queued)
+        watch("firsttouch_running", "Challenges being computed", lambda: desk.running)
+        watch("firsttouch_ready", "1 when a warm engine is there", lambda: engine.ready)
+        watch("firsttouch_engines_idle", "Warm engines without a job", lambda: engine.idle)
+        watch("firsttouch_engine_starts", "Engines started so far", lambda: engine.stats.started)
+        watch("firsttouch_shared", "Requests that shared another's computation", lambda: desk.joined)
+        watch("firsttouch_nonces", "Nonces remembered", lambda: len(self.gate.nonces))
+        for ending in ("overstayed", "too much memory", "died", "did not stop"):
+            name = f"firsttouch_engine_restarts_{ending.replace(' ', '_')}"
+            read = functools.partial(_restarts, engine, ending)
+            watch(name, f"Engines replaced because one {ending}", read)
+        if self.stakes is not None:
+            stakes = self.stakes
+            watch("firsttouch_metagraph_age_seconds", "Age of the stakes", lambda: stakes.age_seconds or -1.0)
+
+
+def _restarts(engine: Engine, ending: str) -> float:
+    return engine.stats.restarts.get(ending, 0)
+
+
+def budget_of(settings: Settings) -> float | None:
+    """TIME_BUDGET_S in seconds; auto is the default of the complete profile until `tune` has said better."""
+    return AUTO_SECONDS if settings.deadline_is_auto else settings.deadline_seconds
+
+
+def gate_of(settings: Settings, stakes: Stakes | None) -> Gate:
+    own = own_hotkey(settings)
+    if settings.verify_enabled and own is None:
+        raise SettingsError(
+            "VERIFY_ENABLED=1 and our own hotkey is not known: "
+            f"there is no wallet {settings.wallet_name!r} with a hotkey {settings.hotkey_name!r}",
+            hint="set WALLET_NAME and HOTKEY_NAME, or MINER_HOTKEY; "
+            "for local work VERIFY_ENABLED=0 and BLACKLIST_ENABLED=0",
+        )
+    schemes: tuple[Scheme, ...] = ("fiber", "blake2b")
+    if settings.signature_scheme != "both":
+        schemes = (settings.signature_scheme,)
+    return Gate(own, stakes, settings.min_stake_threshold, schemes, settings.verify_enabled, Nonces())
+
+
+def stakes_of(settings: Settings) -> Stakes:
+    url = metagraph.chain_url(settings.subtensor_network, settings.subtensor_address)
+    name = f"metagraph-{settings.subtensor_network}-{settings.netuid}.json".replace("/", "_")
+    path = settings.cache_dir.expanduser() / name
+    return Stakes(functools.partial(metagraph.read_in_child, url, settings.netuid), path)
+
+
+def warnings_of(settings: Settings) -> list[str]:
+    """What an operator must see at the start."""
+    lines = [str(note) for note in settings.notes()]
+    if not settings.verify_enabled:
+        lines.append("VERIFY_ENABLED=0: ANYONE WHO REACHES THIS PORT CAN GIVE IT WORK")
+    if not settings.blacklist_enabled:
+        lines.append("BLACKLIST_ENABLED=0: CALLERS NEED NO STAKE")
+    if settings.allow_private_origins:
+        lines.append("ALLOW_PRIVATE_ORIGINS=1: CALLERS CAN MAKE THIS SERVICE FETCH FROM YOUR OWN NETWORK")
+    return lines
+
+
+def is_open(settings: Settings) -> bool:
+    """Whether a stranger may ask: then the service binds to loopback unless it is told otherwise."""
+    return not (settings.verify_enabled and settings.blacklist_enabled)
