@@ -6,17 +6,18 @@ one view costs a few milliseconds and the trainer is never kept waiting on two c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from train import pitch
+from train import kits, pitch
 from train.data import HEIGHT, WIDTH, Frame
 
 FULL = (1280, 736)
 CROP = (640, 384)
+TEAMS: dict[tuple[str, str], NDArray[np.int64] | None] = {}  # a frame's teams do not change: found once a process
 NOISE = np.random.default_rng(0).normal(0, 1, (2048, 2048)).astype(np.float16)
 
 
@@ -45,6 +46,8 @@ def plain_view(frame: Frame) -> View:
 
 def augmented_view(frame: Frame, size: tuple[int, int], rng: np.random.Generator) -> View:
     """A random view of the frame on a canvas of `size` (w, h)."""
+    if frame.source != "rendered" and frame.boxes is not None and rng.random() < 0.45:
+        frame = _redressed(frame, rng)
     anchor = _anchor(frame, rng) if size == CROP else None
     matrix, mirrored = _random_affine(size, anchor, rng)
     luma, chroma = _warp(frame, matrix, size, rng)
@@ -55,6 +58,17 @@ def augmented_view(frame: Frame, size: tuple[int, int], rng: np.random.Generator
     if rng.random() < 0.35:
         boxes = _erase(luma, chroma, boxes, rng)
     return View(stack_planes(luma, chroma), boxes, points, ignore)
+
+
+def _redressed(frame: Frame, rng: np.random.Generator) -> Frame:
+    key = (frame.source, frame.name)
+    if key not in TEAMS:
+        TEAMS[key] = kits.teams(frame)
+    team = TEAMS[key]
+    if team is None:
+        return frame
+    luma, chroma = kits.redress(frame, team, rng)
+    return replace(frame, luma=luma, chroma=chroma)
 
 
 def _anchor(frame: Frame, rng: np.random.Generator) -> NDArray[np.float32] | None:

@@ -75,7 +75,7 @@ def total(outputs: tuple[Tensor, Tensor, Tensor], t: Targets) -> tuple[Tensor, d
     parts = {
         "person": focal(person[:, 0], t.heat[:, 0], t.weight[:, 0]),
         "ball": focal(ball[:, 0], t.heat[:, 1], t.weight[:, 1]),
-        "class": class_loss(person[:, 1:4], t.kind, t.box_weight[:, 0]),
+        "class": 2 * class_loss(person[:, 1:4], t.kind, t.box_weight[:, 0]),
         "box": box_loss(person[:, 4:], t.box[:, 0], t.box_weight[:, 0]),
         "ball_box": 0.5 * box_loss(ball[:, 1:], t.box[:, 1], t.box_weight[:, 1]),
     }
