@@ -15,16 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from firsttouch.detect import Detections
-from firsttouch.motion import Double, Float, Motion
-from firsttouch.pitch import POINTS, answer_points, steady
-from firsttouch.track import Int, Tracks, camera_across, motions_between, moved_points
+from firsttouch.motion import Double, Float, Motion, camera_across, moved_points
+from firsttouch.keypoints import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES, cubic, everywhere
+from firsttouch.track import Int, Tracks, motions_between
 
 Mode = Literal["flow", "linear"]
 
-BRIDGE_FRAMES = 60
-"""A hole without motion at most this long is interpolated; of a longer one only the ends are answered."""
-EXTRAPOLATE_FRAMES = 8
-"""How far a body is carried on its velocity alone, beyond what was decoded."""
 WIDTH_MEMORY_FRAMES = 4.0
 """How soon the width seen in a glance is forgotten for the body's usual one."""
 FADE_FRAMES = 25
@@ -65,7 +61,7 @@ def carry(
     between = motions_between(detections, motions)
     wanted = np.asarray(frame_numbers, np.int32)
     moments = np.asarray(pts_seconds, np.float64)
-    points = _keypoints(detections, motions, between, wanted, width, height)
+    points = everywhere(detections, between, wanted, width, height)
     answers = {}
     for piece in _pieces(tracks, between, wanted, width, height):
         answers.update(piece.by_frame())
@@ -121,9 +117,7 @@ class _Ends:
     right: npt.NDArray[np.intp]
 
 
-def _pieces(
-    tracks: Tracks, between: Sequence[Motion | None], wanted: Int, width: int, height: int
-) -> list[_Piece]:
+def _pieces(tracks: Tracks, between: Sequence[Motion | None], wanted: Int, width: int, height: int) -> list[_Piece]:
     numbers = tracks.frame_numbers
     pieces = []
     for look, number in enumerate(numbers):
@@ -158,9 +152,7 @@ def _joined(tracks: Tracks, look: int) -> _Ends:
     for side in (left, right):
         mine = tracks.id[side]
         place = np.minimum(np.searchsorted(mine, ids), max(len(mine) - 1, 0))
-        rows.append(
-            np.where(mine[place] == ids, place + side.start, -1) if len(mine) else np.full(len(ids), -1)
-        )
+        rows.append(np.where(mine[place] == ids, place + side.start, -1) if len(mine) else np.full(len(ids), -1))
     return _Ends(rows[0], rows[1])
 
 
@@ -208,9 +200,7 @@ def _boxes_at(tracks: Tracks, rows: npt.NDArray[np.intp], width: int) -> Float:
     usual[there] = tracks.aspect[rows[there]] * (boxes[there, 3] - boxes[there, 1])
     with np.errstate(invalid="ignore"):
         boxes[:, 0] = np.where(boxes[:, 0] <= 2, np.minimum(boxes[:, 0], boxes[:, 2] - usual), boxes[:, 0])
-        boxes[:, 2] = np.where(
-            boxes[:, 2] >= width - 2, np.maximum(boxes[:, 2], boxes[:, 0] + usual), boxes[:, 2]
-        )
+        boxes[:, 2] = np.where(boxes[:, 2] >= width - 2, np.maximum(boxes[:, 2], boxes[:, 0] + usual), boxes[:, 2])
     return boxes
 
 
@@ -249,19 +239,6 @@ def _flow(carried: Float, tracks: Tracks, rows: npt.NDArray[np.intp]) -> Float:
     return answer
 
 
-def _on_frames(motion: Motion, values: npt.NDArray[np.floating], frames: Int) -> Float:
-    """Values (M, ...) on the decoded frames, interpolated to `frames` (T, ...); not across a cut."""
-    numbers = motion.frame_numbers
-    after = np.clip(np.searchsorted(numbers, frames), 1, len(numbers) - 1)
-    before = after - 1
-    share = ((frames - numbers[before]) / (numbers[after] - numbers[before])).reshape(
-        -1, *[1] * (values.ndim - 1)
-    )
-    blended = (1 - share) * values[before] + share * values[after]
-    blended = np.where(share <= 0, values[before], np.where(share >= 1, values[after], blended))
-    return np.asarray(blended, np.float32)
-
-
 def _flown(
     tracks: Tracks,
     motion: Motion,
@@ -274,8 +251,8 @@ def _flown(
 ) -> Float:
     """(T, P, 2) centres by flow: between both ends where the body is at both, else along the flow of its only end."""
     forward, backward = _flow(motion.forward, tracks, ends.left), _flow(motion.backward, tracks, ends.right)
-    ahead = _on_frames(motion, forward, frames) + (start - forward[0])
-    behind = _on_frames(motion, backward, frames) + (stop - backward[-1])
+    ahead = motion.on_frames(forward, frames) + (start - forward[0])
+    behind = motion.on_frames(backward, frames) + (stop - backward[-1])
     alone = np.where((ends.left >= 0)[:, None], ahead, behind)
     miss_ahead, miss_behind = (
         stop - start - (forward[-1] - forward[0]),
@@ -284,15 +261,11 @@ def _flown(
     one, two = ahead + share * miss_ahead, behind + (1 - share) * miss_behind
     with np.errstate(invalid="ignore"):
         weight_one = np.nan_to_num((1 - share) / (1 + share * np.abs(miss_ahead).sum(-1, keepdims=True)) ** 2)
-        weight_two = np.nan_to_num(
-            share / (1 + (1 - share) * np.abs(miss_behind).sum(-1, keepdims=True)) ** 2
-        )
+        weight_two = np.nan_to_num(share / (1 + (1 - share) * np.abs(miss_behind).sum(-1, keepdims=True)) ** 2)
     weight_one = np.where(np.isfinite(one).all(-1, keepdims=True), weight_one, 0.0)
     weight_two = np.where(np.isfinite(two).all(-1, keepdims=True), weight_two, 0.0)
     total = weight_one + weight_two
-    mixed = (weight_one * np.nan_to_num(one) + weight_two * np.nan_to_num(two)) / np.where(
-        total > 0, total, 1.0
-    )
+    mixed = (weight_one * np.nan_to_num(one) + weight_two * np.nan_to_num(two)) / np.where(total > 0, total, 1.0)
     mixed = np.where(total > 0, mixed, _ruler(motion, start, stop, frames, share))
     return np.asarray(np.where(both[:, None], mixed, alone), np.float32)
 
@@ -304,7 +277,7 @@ def _ruler(motion: Motion, start: Float, stop: Float, frames: Int, share: Float)
     if camera is None:
         return plain
     path = (1 - share) * start + share * moved_points(np.linalg.inv(camera), stop)
-    cameras = _on_frames(motion, motion.camera.reshape(-1, 9), frames).reshape(-1, 1, 3, 3).astype(np.float64)
+    cameras = motion.on_frames(motion.camera.reshape(-1, 9), frames).reshape(-1, 1, 3, 3).astype(np.float64)
     here = moved_points(cameras, path)
     return np.where(np.isfinite(here), here, plain).astype(np.float32)
 
@@ -328,13 +301,7 @@ def _coasting(
     chord = (stop - start) / length
     v0 = np.where(np.isfinite(leaving), leaving, chord)
     v1 = np.where(np.isfinite(coming), coming, chord)
-    s = share
-    joined = (
-        (2 * s**3 - 3 * s**2 + 1) * start
-        + (s**3 - 2 * s**2 + s) * length * v0
-        + (3 * s**2 - 2 * s**3) * stop
-        + (s**3 - s**2) * length * v1
-    )
+    joined = cubic(start, stop, v0 * length, v1 * length, share)
     since, until = (frames - first)[:, None, None], (last - frames)[:, None, None]
     near_left = start + since * np.nan_to_num(leaving)
     near_right = stop - until * np.nan_to_num(coming)
@@ -354,26 +321,11 @@ def _velocity(
     if motion is None:
         return unknown
     carried = _flow(motion.backward if leaving else motion.forward, tracks, rows)
-    step = _velocity_step(motion, leaving=leaving)
+    step = motion.rows_near_end() if leaving else motion.rows_near_start()
     if step is None:
         return unknown
     a, b = step
-    return np.asarray(
-        (carried[b] - carried[a]) / (motion.frame_numbers[b] - motion.frame_numbers[a]), np.float32
-    )
-
-
-def _velocity_step(motion: Motion, *, leaving: bool) -> tuple[int, int] | None:
-    """Rows of the motion between which velocity is measured: about six frames next to the looked-at one, on its side of a cut."""
-    numbers = motion.frame_numbers
-    if leaving:
-        a = int(np.searchsorted(numbers, numbers[-1] - 6))
-        b = len(numbers) - 1
-        a = min(a, b - 1)
-        cut = motion.cut_after
-        return (a, b) if cut is None or a > cut else None
-    b = max(1, int(np.searchsorted(numbers, numbers[0] + 6, side="right")) - 1)
-    return (0, b) if motion.cut_after is None or b <= motion.cut_after else None
+    return np.asarray((carried[b] - carried[a]) / (motion.frame_numbers[b] - motion.frame_numbers[a]), np.float32)
 
 
 def _faded(
@@ -399,9 +351,7 @@ def _faded(
     only_left = np.where(since <= reach, left * np.exp(-since / FADE_FRAMES), 0.0)
     only_right = np.where(until <= reach, right * np.exp(-until / FADE_FRAMES), 0.0)
     alone = np.where(ends.left >= 0, only_left, only_right)
-    joined = both & (
-        (length <= BRIDGE_FRAMES) | followed | (np.minimum(since, until) <= EXTRAPOLATE_FRAMES)
-    )
+    joined = both & ((length <= BRIDGE_FRAMES) | followed | (np.minimum(since, until) <= EXTRAPOLATE_FRAMES))
     return np.where(joined, meeting, np.where(both, 0.0, alone)).astype(np.float32)
 
 
@@ -433,76 +383,3 @@ def _clipped(xyxy: Float, width: int, height: int) -> Float:
     area = (xyxy[..., 2] - xyxy[..., 0]) * (xyxy[..., 3] - xyxy[..., 1])
     left = (inside[..., 2] - inside[..., 0]) * (inside[..., 3] - inside[..., 1])
     return np.where((left > area / 3)[..., None], inside, np.nan).astype(np.float32)
-
-
-def _keypoints(
-    detections: Sequence[Detections],
-    motions: Sequence[Motion],
-    between: Sequence[Motion | None],
-    wanted: Int,
-    width: int,
-    height: int,
-) -> Float:
-    """(F, 32, 3) for the wanted frames, from the views of the looked-at frames around each."""
-    answer = np.zeros((len(wanted), 32, 3), np.float32)
-    if not any(d.keypoints[:, 2].any() for d in detections):
-        return answer
-    views = steady(detections, motions, width, height)
-    numbers = np.array([d.frame_number for d in detections])
-    for look, view in enumerate(views):
-        here = np.flatnonzero(wanted == numbers[look])
-        if view is not None and len(here):
-            answer[here] = view.keypoints(width, height)
-    for look, motion in enumerate(between):
-        inside = np.flatnonzero((wanted > numbers[look]) & (wanted < numbers[look + 1]))
-        if not len(inside):
-            continue
-        frames = wanted[inside]
-        share = ((frames - numbers[look]) / (numbers[look + 1] - numbers[look]))[:, None]
-        one = _carried_view(views[look], motion, frames, behind=False)
-        two = _carried_view(views[look + 1], motion, frames, behind=True)
-        answer[inside] = _blended_points(one, two, share, width, height)
-    return answer
-
-
-Points = tuple[Double, Float, Double]
-
-
-def _carried_view(view: object, motion: Motion | None, frames: Int, *, behind: bool) -> Points | None:
-    """Points (T, 32, 2), confidence seen (32,), uncertainty (32,) of one end's view on the frames between; NaN where unknown."""
-    from firsttouch.pitch import PitchView
-
-    if not isinstance(view, PitchView) or motion is None:
-        return None
-    camera = motion.camera.copy()
-    cut = motion.cut_after
-    if cut is None:
-        if behind:
-            across = camera_across(motion)
-            if across is None:
-                return None
-            camera = camera @ np.linalg.inv(across)
-    elif behind:
-        camera[: cut + 1] = np.nan
-    else:
-        camera[cut + 1 :] = np.nan
-    camera = camera @ view.homography
-    points = moved_points(camera[:, None], POINTS[None])
-    return _on_frames(motion, points, frames).astype(np.float64), view.seen, view.uncertainty
-
-
-def _blended_points(one: Points | None, two: Points | None, share: Double, width: int, height: int) -> Float:
-    known = [p for p in (one, two) if p is not None]
-    if not known:
-        return np.zeros((len(share), 32, 3), np.float32)
-    weights = [w for p, w in ((one, 1 - share), (two, share)) if p is not None]
-    weight = np.stack(
-        [np.where(np.isfinite(p[0]).all(-1), w, 0.0) for p, w in zip(known, weights, strict=True)]
-    )
-    total = weight.sum(0)
-    weight = weight / np.where(total > 0, total, 1.0)
-    points = sum(w[..., None] * np.nan_to_num(p[0]) for p, w in zip(known, weight, strict=True))
-    seen = sum(w * p[1] for p, w in zip(known, weight, strict=True))
-    uncertainty = np.min([np.where(w > 0, p[2], np.inf) for p, w in zip(known, weight, strict=True)], axis=0)
-    points = np.where((total > 0)[..., None], points, -1.0)
-    return answer_points(np.asarray(points), np.asarray(seen, np.float32), uncertainty, width, height)

@@ -37,6 +37,8 @@ BACKGROUND_CELL = 40
 """Half-size pixels: one background point a cell, the best corner in it."""
 CAMERA_ERROR = 1.5
 """RANSAC threshold of the camera, half-size pixels."""
+VELOCITY_FRAMES = 6
+"""Velocities are measured over about this many frames."""
 FAR_FRAMES = 6
 """A longer step of the camera starts from a coarse search over the whole picture."""
 LEAP_FRAMES = 12
@@ -85,6 +87,28 @@ class Motion:
                 f"all columns must have {steps} rows, got {self.forward.shape}, {self.backward.shape}, {self.camera.shape}"
             )
 
+    def on_frames(self, values: npt.NDArray[np.floating[Any]], frames: npt.NDArray[np.int32]) -> Float:
+        """Values (M, ...) of the decoded frames, interpolated to `frames` (T, ...). NaN spoils what it touches: none across a cut."""
+        numbers = self.frame_numbers
+        after = np.clip(np.searchsorted(numbers, frames), 1, len(numbers) - 1)
+        before = after - 1
+        share = (frames - numbers[before]) / (numbers[after] - numbers[before])
+        share = share.reshape(-1, *[1] * (values.ndim - 1))
+        blended = (1 - share) * values[before] + share * values[after]
+        exact = np.where(share >= 1, values[after], blended)
+        return np.asarray(np.where(share <= 0, values[before], exact), np.float32)
+
+    def rows_near_start(self) -> tuple[int, int] | None:
+        """First row and one some six frames later, to measure a velocity; None where a cut is in the way."""
+        last = max(1, int(np.searchsorted(self.frame_numbers, self.first + VELOCITY_FRAMES, side="right")) - 1)
+        return (0, last) if self.cut_after is None or last <= self.cut_after else None
+
+    def rows_near_end(self) -> tuple[int, int] | None:
+        """A row some six frames before the last, and the last; None where a cut is in the way."""
+        last = len(self.frame_numbers) - 1
+        start = min(int(np.searchsorted(self.frame_numbers, self.last - VELOCITY_FRAMES)), last - 1)
+        return (start, last) if self.cut_after is None or start > self.cut_after else None
+
     @property
     def is_leap(self) -> bool:
         """Nothing was decoded between, and the ends are too far apart for flow."""
@@ -117,9 +141,7 @@ def follow(
     """
     numbers = np.asarray(frame_numbers, np.int32)
     if len(greys) != len(numbers) or len(greys) < 2:
-        raise ValueError(
-            f"at least two greys, one for each frame number, got {len(greys)} and {len(numbers)}"
-        )
+        raise ValueError(f"at least two greys, one for each frame number, got {len(greys)} and {len(numbers)}")
     before, after = first.xyxy / scale, last.xyxy / scale
     if len(greys) == 2 and numbers[1] - numbers[0] > LEAP_FRAMES:
         return _leap(greys, numbers, before, after, scale)
@@ -141,9 +163,7 @@ def follow(
     )
 
 
-def _leap(
-    greys: Sequence[Grey], numbers: npt.NDArray[np.int32], before: Float, after: Float, scale: float
-) -> Motion:
+def _leap(greys: Sequence[Grey], numbers: npt.NDArray[np.int32], before: Float, after: Float, scale: float) -> Motion:
     """Two looked-at frames far apart with nothing decoded between: the camera if it can be found, no flow of boxes.
 
     Where there is no common camera and the greys are spread differently, there was a cut somewhere between.
@@ -185,9 +205,7 @@ def _clearly_reached(carried: Float, boxes: Float, carried_ball: Bool, ball: Boo
     distance[np.not_equal.outer(carried_ball, ball)] = np.inf
     if not distance.size:
         return np.zeros(len(boxes), np.bool_)
-    close = (
-        (distance < SURE_MATCH) & (distance <= distance.min(0)) & (distance <= distance.min(1, keepdims=True))
-    )
+    close = (distance < SURE_MATCH) & (distance <= distance.min(0)) & (distance <= distance.min(1, keepdims=True))
     rivals = (distance < 3 * SURE_MATCH).sum(0) > 1
     return np.asarray(close.any(0) & ~rivals & ~ball)
 
@@ -217,9 +235,32 @@ def box_distance(a: Float, b: Float) -> Double:
     return np.where(np.isfinite(distance), distance, np.inf)
 
 
-def _follow_camera(
-    greys: Sequence[Grey], numbers: npt.NDArray[np.int32], order: range, boxes: Float
-) -> Double:
+def camera_across(motion: Motion | None) -> Double | None:
+    """Homography from the first to the last frame; None without motion, behind a cut, or where it was not found."""
+    if motion is None or motion.cut_after is not None or not np.isfinite(motion.camera[-1]).all():
+        return None
+    return motion.camera[-1]
+
+
+def moved_boxes(homography: Double, boxes: Float) -> Float:
+    """Boxes (N, 4) whose centres go through a homography; width and height stay."""
+    centre = moved_points(homography, (boxes[:, :2] + boxes[:, 2:]) / 2)
+    half = (boxes[:, 2:] - boxes[:, :2]) / 2
+    return np.concatenate([centre - half, centre + half], 1).astype(np.float32)
+
+
+def moved_points(homography: Double, points: npt.NDArray[np.floating]) -> Double:
+    """Points (..., 2) through homographies (..., 3, 3)."""
+    x, y = points[..., 0], points[..., 1]
+    h = homography
+    w = h[..., 2, 0] * x + h[..., 2, 1] * y + h[..., 2, 2]
+    w = np.where(np.abs(w) < 1e-9, np.nan, w)
+    u = (h[..., 0, 0] * x + h[..., 0, 1] * y + h[..., 0, 2]) / w
+    v = (h[..., 1, 0] * x + h[..., 1, 1] * y + h[..., 1, 2]) / w
+    return np.asarray(np.stack([u, v], -1), np.float64)
+
+
+def _follow_camera(greys: Sequence[Grey], numbers: npt.NDArray[np.int32], order: range, boxes: Float) -> Double:
     """(M, 3, 3) homographies in grey pixels from row order[0] to each row of `order`; NaN where not found, or not in `order`."""
     camera = np.full((len(greys), 3, 3), np.nan)
     camera[order[0]] = np.eye(3)
@@ -360,9 +401,7 @@ def _ball_candidates(grey: Grey, middle: Double, radius: int, templates: list[Gr
     """The few places (K, 2) around `middle` that look most like either template, and how much (K,)."""
     region = _patch(grey, middle, 2 * radius + BALL_PATCH)
     likeness = np.maximum(*(cv2.matchTemplate(region, t, cv2.TM_CCOEFF_NORMED) for t in templates))
-    peaks = np.flatnonzero(
-        (likeness >= cv2.dilate(likeness, np.ones((5, 5), np.uint8))) & (likeness > BALL_UNSEEN)
-    )
+    peaks = np.flatnonzero((likeness >= cv2.dilate(likeness, np.ones((5, 5), np.uint8))) & (likeness > BALL_UNSEEN))
     peaks = peaks[np.argsort(-likeness.ravel()[peaks])[:BALL_CANDIDATES]]
     y, x = np.unravel_index(peaks, likeness.shape)
     fine = np.stack([x + _vertex(likeness, y, x, 0, 1), y + _vertex(likeness, y, x, 1, 0)], 1)

@@ -1,4 +1,4 @@
-"""The pitch in the picture: a homography from the 32 key points, refused when it does not hold, steadied over time.
+"""The pitch in the picture: a homography from the 32 key points, refused when it does not hold.
 
 The table is the corrected one (metres, 105 x 68): the labels agree with it to 3-5 px at 1920, while the subnet's own template
 is 17-29 px off where the penalty arc meets the area line.
@@ -6,16 +6,12 @@ is 17-29 px off where the penalty arc meets the area line.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from firsttouch.detect import Detections
-from firsttouch.motion import Double, Float, Motion
-from firsttouch.track import camera_across, motions_between, moved_points
+from firsttouch.motion import Double, Float, moved_points
 
 LENGTH, WIDTH = 105.0, 68.0
 _BOX, _GOAL_AREA, _ARC, _CIRCLE = (13.84, 54.16), (24.84, 43.16), (26.69, 41.31), (24.85, 43.15)
@@ -36,12 +32,6 @@ SEEN = 0.3
 """Key points at least this confident take part in the fit."""
 HOLDS = 0.015
 """Largest root mean square error of the inliers, as a share of the picture's width."""
-SUPPORTED = 0.01
-"""A point is generated where the fit's own uncertainty is below this share of the width."""
-GENERATED = 0.5
-"""Highest confidence of a point that was generated and not seen."""
-STEADY_FRAMES = 50
-"""Looked-at frames at most this far away help to steady a view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +48,10 @@ class PitchView:
     error_pixels: float
     uncertainty: Double
 
-    def keypoints(self, width: int, height: int) -> Float:
-        """(32, 3) float32: the points this view supports, zero where outside the picture or not supported."""
-        return answer_points(moved_points(self.homography, POINTS)[None], self.seen[None], self.uncertainty[None], width, height)[0]
+    @property
+    def points(self) -> Double:
+        """(32, 2) float64 source pixels of all points, wherever they are; meaningless where `uncertainty` is infinite."""
+        return moved_points(self.homography, POINTS)
 
 
 def fit(keypoints: Float, width: int, height: int) -> PitchView | None:
@@ -83,7 +74,9 @@ def fit(keypoints: Float, width: int, height: int) -> PitchView | None:
         return None
     seen = np.zeros(32, np.float32)
     seen[used[inliers]] = keypoints[used[inliers], 2]
-    return view_from(world[inliers], image[inliers], keypoints[used[inliers], 2].astype(np.float64), seen, width, height)
+    return view_from(
+        world[inliers], image[inliers], keypoints[used[inliers], 2].astype(np.float64), seen, width, height
+    )
 
 
 def view_from(world: Double, image: Double, weight: Double, seen: Float, width: int, height: int) -> PitchView | None:
@@ -98,75 +91,6 @@ def view_from(world: Double, image: Double, weight: Double, seen: Float, width: 
     noise = max(error, 0.001 * width)
     uncertainty = np.sqrt(_variance(homography, covariance, POINTS)) * noise
     return PitchView(homography, seen, error, np.where(_depth(homography, POINTS) > 0, uncertainty, np.inf))
-
-
-def answer_points(points: Double, seen: Float, uncertainty: Double, width: int, height: int) -> Float:
-    """Wire points (F, 32, 3): in the picture and supported, else zero. Confidence: that of the glance, or at most GENERATED."""
-    inside = (points >= 0).all(-1) & (points[..., 0] <= width - 1) & (points[..., 1] <= height - 1)
-    support = np.exp(-np.minimum(uncertainty, 1e6) / (SUPPORTED * width))
-    supported = uncertainty < SUPPORTED * width
-    confidence = np.maximum(seen, np.where(supported, GENERATED * support, 0.0))
-    shown = inside & (confidence > 0) & (uncertainty < 3 * SUPPORTED * width)
-    answer = np.concatenate([points, confidence[..., None]], -1)
-    return np.where(shown[..., None], answer, 0.0).astype(np.float32)
-
-
-def steady(
-    detections: Sequence[Detections], motions: Sequence[Motion], width: int, height: int
-) -> list[PitchView | None]:
-    """One view per looked-at frame: its own key points pooled with those of its neighbours, brought here by the camera's motion."""
-    own = [fit(d.keypoints, width, height) if d.keypoints[:, 2].any() else None for d in detections]
-    cameras = [camera_across(m) for m in motions_between(detections, motions)]
-    return [_pooled(look, own, detections, cameras, width, height) for look in range(len(own))]
-
-
-def _pooled(
-    look: int,
-    own: Sequence[PitchView | None],
-    detections: Sequence[Detections],
-    cameras: Sequence[Double | None],
-    width: int,
-    height: int,
-) -> PitchView | None:
-    world, image, weight = [], [], []
-    for other, chain in _neighbours(look, detections, cameras):
-        view = own[other]
-        if view is None:
-            continue
-        used = np.flatnonzero(view.seen)
-        distance = abs(detections[other].frame_number - detections[look].frame_number)
-        world.append(POINTS[used])
-        image.append(moved_points(chain, detections[other].keypoints[used, :2].astype(np.float64)))
-        weight.append(view.seen[used] * np.exp(-distance / (STEADY_FRAMES / 2)))
-    if not world:
-        return None
-    mine = own[look]
-    seen = mine.seen if mine is not None else np.zeros(32, np.float32)
-    pooled = view_from(np.concatenate(world), np.concatenate(image), np.concatenate(weight), seen, width, height)
-    return pooled if pooled is not None else mine
-
-
-def _neighbours(
-    look: int, detections: Sequence[Detections], cameras: Sequence[Double | None]
-) -> list[tuple[int, Double]]:
-    """Looked-at frames near `look` and the homography from each to it, as far as the camera is known."""
-    here = detections[look].frame_number
-    found: list[tuple[int, Double]] = [(look, np.eye(3))]
-    chain = np.eye(3)
-    for other in range(look - 1, -1, -1):
-        camera = cameras[other]
-        if camera is None or here - detections[other].frame_number > STEADY_FRAMES:
-            break
-        chain = chain @ camera
-        found.append((other, chain))
-    chain = np.eye(3)
-    for other in range(look + 1, len(detections)):
-        camera = cameras[other - 1]
-        if camera is None or detections[other].frame_number - here > STEADY_FRAMES:
-            break
-        chain = chain @ np.linalg.inv(camera)
-        found.append((other, chain))
-    return found
 
 
 def _normaliser(points: Double) -> Double:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from firsttouch.detect import Detections
-from firsttouch.motion import Double, Float, Motion, box_distance
+from firsttouch.motion import Double, Float, Motion, box_distance, camera_across, moved_boxes, moved_points
 
 Bool = npt.NDArray[np.bool_]
 Int = npt.NDArray[np.int32]
@@ -32,6 +32,10 @@ BRIDGE_FRAMES = 12
 """A loss over several glances is filled up to this length, over a single glance always: detectors blink, bodies do not."""
 COAST_FRAMES = 30
 """A velocity is believed for this long."""
+HOLE_FRAMES = 60
+"""A hole between two looked-at frames does not make a track forgotten up to this length."""
+LOOSE = 0.1
+"""Body heights a frame by which an unseen body may stray from its prediction: 4.5 m/s at 25 frames a second."""
 IMPOSSIBLE = 1e3
 BALL_ID = 0
 """There is one ball, so it has one identity."""
@@ -91,35 +95,7 @@ def link(
 def motions_between(detections: Sequence[Detections], motions: Sequence[Motion]) -> list[Motion | None]:
     """(S - 1) motions, entry i from detections[i] to detections[i + 1]; None where there is none."""
     known = {(m.first, m.last): m for m in motions}
-    return [
-        known.get((a.frame_number, b.frame_number))
-        for a, b in zip(detections[:-1], detections[1:], strict=True)
-    ]
-
-
-def camera_across(motion: Motion | None) -> Double | None:
-    """Homography from the first to the last frame; None without motion, behind a cut, or where it was not found."""
-    if motion is None or motion.cut_after is not None or not np.isfinite(motion.camera[-1]).all():
-        return None
-    return motion.camera[-1]
-
-
-def moved_boxes(homography: Double, boxes: Float) -> Float:
-    """Boxes (N, 4) whose centres go through a homography; width and height stay."""
-    centre = moved_points(homography, (boxes[:, :2] + boxes[:, 2:]) / 2)
-    half = (boxes[:, 2:] - boxes[:, :2]) / 2
-    return np.concatenate([centre - half, centre + half], 1).astype(np.float32)
-
-
-def moved_points(homography: Double, points: npt.NDArray[np.floating]) -> Double:
-    """Points (..., 2) through homographies (..., 3, 3)."""
-    x, y = points[..., 0], points[..., 1]
-    h = homography
-    w = h[..., 2, 0] * x + h[..., 2, 1] * y + h[..., 2, 2]
-    w = np.where(np.abs(w) < 1e-9, np.nan, w)
-    u = (h[..., 0, 0] * x + h[..., 0, 1] * y + h[..., 0, 2]) / w
-    v = (h[..., 1, 0] * x + h[..., 1, 1] * y + h[..., 1, 2]) / w
-    return np.asarray(np.stack([u, v], -1), np.float64)
+    return [known.get((a.frame_number, b.frame_number)) for a, b in zip(detections[:-1], detections[1:], strict=True)]
 
 
 @dataclass(slots=True)
@@ -195,15 +171,15 @@ def _predicted(live: _Live, motion: Motion | None, before: int, now: int) -> tup
     """The tracks as they should be at `now`, and how far each may be off, in body heights."""
     if motion is not None and motion.cut_after is not None:
         return _Live.none(), np.zeros(0, np.float32)
-    live = live.kept(now - live.seen <= FORGET_FRAMES)
+    live = live.kept((before - live.seen <= FORGET_FRAMES) & (now - live.seen <= FORGET_FRAMES + HOLE_FRAMES))
     silent = np.minimum(now - live.seen, 25).astype(np.float32)
     elapsed = min(now - before, COAST_FRAMES)
     camera = camera_across(motion)
     if camera is None:
-        step, tolerance = live.velocity * elapsed, 0.5 + 0.1 * silent
+        step, tolerance = live.velocity * elapsed, 0.5 + LOOSE * silent
         live.box = live.box + np.concatenate([step, step], 1)
     else:
-        step, tolerance = live.own * elapsed, 0.5 + 0.06 * silent
+        step, tolerance = live.own * elapsed, 0.5 + LOOSE * silent
         live.box = moved_boxes(camera, live.box) + np.concatenate([step, step], 1)
     if motion is not None:
         fresh = np.flatnonzero(live.seen == before)
@@ -325,9 +301,7 @@ def _voted(rows: list[_Row], detections: Sequence[Detections]) -> list[_Row]:
     """Goalkeeper, player or referee: the sum of the scores over the whole track decides."""
     votes: dict[int, Float] = {}
     for row in rows:
-        votes[row.id] = (
-            votes.get(row.id, np.zeros(4, np.float32)) + detections[row.look].class_scores[row.row]
-        )
+        votes[row.id] = votes.get(row.id, np.zeros(4, np.float32)) + detections[row.look].class_scores[row.row]
     winner = {id_: 1 + int(vote[1:].argmax()) for id_, vote in votes.items()}
     for row in rows:
         row.class_id = winner[row.id]
@@ -361,9 +335,7 @@ def _seen_from_before(row: _Row, look: int, between: Sequence[Motion | None]) ->
     box = row.xyxy
     for step in range(row.look, look):
         motion, camera = between[step], camera_across(between[step])
-        carried = (
-            motion.forward[-1][row.row] if motion is not None and step == row.look and row.row >= 0 else None
-        )
+        carried = motion.forward[-1][row.row] if motion is not None and step == row.look and row.row >= 0 else None
         if carried is not None and np.isfinite(carried).all():
             box = carried
         elif camera is not None:
@@ -375,11 +347,7 @@ def _seen_from_after(row: _Row, look: int, between: Sequence[Motion | None]) -> 
     box = row.xyxy
     for step in range(row.look - 1, look - 1, -1):
         motion, camera = between[step], camera_across(between[step])
-        carried = (
-            motion.backward[0][row.row]
-            if motion is not None and step == row.look - 1 and row.row >= 0
-            else None
-        )
+        carried = motion.backward[0][row.row] if motion is not None and step == row.look - 1 and row.row >= 0 else None
         if carried is not None and np.isfinite(carried).all():
             box = carried
         elif camera is not None:
@@ -387,9 +355,7 @@ def _seen_from_after(row: _Row, look: int, between: Sequence[Motion | None]) -> 
     return box
 
 
-def _ball_path(
-    detections: Sequence[Detections], between: Sequence[Motion | None], numbers: Int
-) -> list[_Row]:
+def _ball_path(detections: Sequence[Detections], between: Sequence[Motion | None], numbers: Int) -> list[_Row]:
     """The best path over all ball candidates (Viterbi): confident places, reachable at a ball's speed, losses allowed."""
     candidates = [np.flatnonzero(d.class_id == 0) for d in detections]
     people = [d.xyxy[d.class_id != 0] for d in detections]
@@ -402,9 +368,7 @@ def _ball_path(
     for look, mine in enumerate(candidates):
         confidence = detections[look].class_scores[mine, 0].astype(np.float64)
         score = np.full(len(mine), max(peak - BALL_RESTART, 0.0) if peak_at else 0.0)
-        origin: list[tuple[int, int] | None] = (
-            [peak_at if score[0] > 0 else None] * len(mine) if len(mine) else []
-        )
+        origin: list[tuple[int, int] | None] = [peak_at if score[0] > 0 else None] * len(mine) if len(mine) else []
         where = _centres(detections[look].xyxy[mine])
         chain: Double | None = np.eye(3)
         for earlier in range(look - 1, -1, -1):

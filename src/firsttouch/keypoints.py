@@ -1,0 +1,278 @@
+"""The 32 pitch key points of every frame: views of the looked-at frames steadied by their neighbours, then carried by the camera.
+
+What one glance sees is off by some pixels; the camera between two glances is known to a fraction of one. So the points of several
+glances are brought to one frame and one view is fitted to them all. A point that no glance saw is answered where the fit pins it
+down, with a confidence that says so; points outside the picture are zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from firsttouch.detect import Detections
+from firsttouch.motion import Double, Float, Motion, camera_across, moved_points
+from firsttouch.pitch import POINTS, SEEN, PitchView, fit, view_from
+
+Int = npt.NDArray[np.int32]
+
+SUPPORTED = 0.01
+"""A point that no glance saw is answered where the fit's own uncertainty is below this share of the width."""
+GENERATED = 0.5
+"""Highest confidence of such a point."""
+STEADY_FRAMES = 50
+"""Looked-at frames at most this far away help to steady a view, the nearer the more."""
+BRIDGE_FRAMES = 60
+"""A hole without motion at most this long is interpolated; of a longer one only the ends are answered."""
+EXTRAPOLATE_FRAMES = 8
+"""How far anything is carried on its velocity alone, beyond what was decoded."""
+NEIGHBOUR_FRAMES = 3
+"""Looked-at frames without motion between them at most this far apart are steadied by their neighbours all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Glance:
+    """The points of one looked-at frame: xy (32, 2) float64, seen (32,) confidence or 0, doubt (32,) pixels, infinite: unknown."""
+
+    xy: Double
+    seen: Double
+    doubt: Double
+
+
+Path = tuple[Double, Double, Double]
+"""xy (T, 32, 2), seen (T, 32), doubt (T, 32)."""
+
+
+def everywhere(
+    detections: Sequence[Detections], between: Sequence[Motion | None], wanted: Int, width: int, height: int
+) -> Float:
+    """(F, 32, 3) float32 x, y, confidence for the wanted frames; zeros where nothing is known, or outside the picture.
+
+    between: (S - 1) motions of neighbouring looked-at frames, None where there is none.
+    """
+    answer = np.zeros((len(wanted), 32, 3), np.float32)
+    if not any(d.keypoints[:, 2].any() for d in detections):
+        return answer
+    glances = _glances(detections, between, width, height)
+    numbers = np.array([d.frame_number for d in detections])
+    place, known = np.searchsorted(wanted, numbers), np.isin(numbers, wanted)
+    looked = _stacked(glances)
+    answer[place[known]] = _on_the_wire(*(column[known] for column in looked), width, height)
+    for look, motion in enumerate(between):
+        inside = slice(*np.searchsorted(wanted, (numbers[look] + 1, numbers[look + 1])))
+        frames = wanted[inside]
+        if not len(frames):
+            continue
+        one, two = glances[look], glances[look + 1]
+        if motion is not None and not motion.is_leap:
+            path = _along_camera(one, two, motion, frames)
+        else:
+            path = _across_hole(look, glances, between, numbers, frames)
+        answer[inside] = _on_the_wire(*path, width, height)
+    return answer
+
+
+def steady(
+    detections: Sequence[Detections], between: Sequence[Motion | None], width: int, height: int
+) -> list[PitchView | None]:
+    """One view per looked-at frame: its points pooled with those of its neighbours, brought here along the camera."""
+    own = [fit(d.keypoints, width, height) if d.keypoints[:, 2].any() else None for d in detections]
+    cameras = [None if m is not None and m.is_leap else camera_across(m) for m in between]
+    return [_pooled(look, own, detections, cameras, width, height) for look in range(len(own))]
+
+
+def cubic(start: Float, stop: Float, leaving: Float, coming: Float, share: Float) -> Float:
+    """The cubic from `start` to `stop` that leaves and arrives with these velocities (per whole stretch), at `share` of the way."""
+    s = share
+    rise = 3 * s**2 - 2 * s**3
+    return (1 - rise) * start + rise * stop + (s**3 - 2 * s**2 + s) * leaving + (s**3 - s**2) * coming
+
+
+def _glances(
+    detections: Sequence[Detections], between: Sequence[Motion | None], width: int, height: int
+) -> list[_Glance]:
+    views = steady(detections, between, width, height)
+    glances = [_glance(d, view) for d, view in zip(detections, views, strict=True)]
+    return _smoothed(glances, [d.frame_number for d in detections], between)
+
+
+def _glance(detection: Detections, view: PitchView | None) -> _Glance:
+    """The view's points; without a view the points as seen when they are too few to be judged, and nothing when they disagree."""
+    if view is not None:
+        return _Glance(view.points, view.seen.astype(np.float64), view.uncertainty)
+    seen = np.where(detection.keypoints[:, 2] >= SEEN, detection.keypoints[:, 2], 0.0).astype(np.float64)
+    if np.count_nonzero(seen) > 4:
+        seen[:] = 0.0
+    return _Glance(detection.keypoints[:, :2].astype(np.float64), seen, np.where(seen > 0, 0.0, np.inf))
+
+
+def _stacked(glances: Sequence[_Glance]) -> Path:
+    return np.stack([g.xy for g in glances]), np.stack([g.seen for g in glances]), np.stack([g.doubt for g in glances])
+
+
+def _on_the_wire(xy: Double, seen: Double, doubt: Double, width: int, height: int) -> Float:
+    """(F, 32, 3): points in the picture that were seen or are supported, else zero. Confidence: the glance's, or at most GENERATED."""
+    with np.errstate(invalid="ignore"):
+        inside = (xy >= 0).all(-1) & (xy[..., 0] <= width - 1) & (xy[..., 1] <= height - 1)
+    limit = SUPPORTED * width
+    generated = np.where(doubt < limit, GENERATED * np.exp(-np.minimum(doubt, limit) / limit), 0.0)
+    confidence = np.where(doubt < 3 * limit, np.maximum(seen, generated), 0.0)
+    answer = np.concatenate([xy, confidence[..., None]], -1)
+    return np.where((inside & (confidence > 0))[..., None], answer, 0.0).astype(np.float32)
+
+
+def _pooled(
+    look: int,
+    own: Sequence[PitchView | None],
+    detections: Sequence[Detections],
+    cameras: Sequence[Double | None],
+    width: int,
+    height: int,
+) -> PitchView | None:
+    """The view fitted to the points of this glance and of those near it. With no other glance near it is this one's own."""
+    world, image, weight = [], [], []
+    mine = own[look]
+    for other, chain in _neighbours(look, detections, cameras):
+        view = own[other]
+        if view is None:
+            continue
+        used = np.flatnonzero(view.seen)
+        distance = abs(detections[other].frame_number - detections[look].frame_number)
+        world.append(POINTS[used])
+        image.append(moved_points(chain, detections[other].keypoints[used, :2].astype(np.float64)))
+        weight.append(view.seen[used] * np.exp(-2 * distance / STEADY_FRAMES))
+    if not world or (len(world) == 1 and mine is not None):
+        return mine
+    seen = mine.seen if mine is not None else np.zeros(32, np.float32)
+    pooled = view_from(np.concatenate(world), np.concatenate(image), np.concatenate(weight), seen, width, height)
+    return pooled if pooled is not None else mine
+
+
+def _neighbours(
+    look: int, detections: Sequence[Detections], cameras: Sequence[Double | None]
+) -> list[tuple[int, Double]]:
+    """Looked-at frames near `look` and the homography from each to it, as far as the camera is known."""
+    here = detections[look].frame_number
+    found: list[tuple[int, Double]] = [(look, np.eye(3))]
+    chain = np.eye(3)
+    for other in range(look - 1, -1, -1):
+        camera = cameras[other]
+        if camera is None or here - detections[other].frame_number > STEADY_FRAMES:
+            break
+        chain = chain @ camera
+        found.append((other, chain))
+    chain = np.eye(3)
+    for other in range(look + 1, len(detections)):
+        camera = cameras[other - 1]
+        if camera is None or detections[other].frame_number - here > STEADY_FRAMES:
+            break
+        chain = chain @ np.linalg.inv(camera)
+        found.append((other, chain))
+    return found
+
+
+def _smoothed(glances: list[_Glance], numbers: Sequence[int], between: Sequence[Motion | None]) -> list[_Glance]:
+    """Where close frames were looked at without motion between them, each point on the line through it and its neighbours."""
+    if not any(_unjoined_neighbours(look, numbers, between) for look in range(len(between))):
+        return glances
+    xy, _, doubt = _stacked(glances)
+    smooth = list(glances)
+    for look, glance in enumerate(glances):
+        near = _run_around(look, numbers, between)
+        if len(near) < 3 or not np.isfinite(glance.doubt).any():
+            continue
+        time = (np.array([numbers[k] for k in near]) - numbers[look]).astype(np.float64)
+        weight = np.where(np.isfinite(doubt[near]), 1 / (1 + doubt[near]) ** 2, 0.0)
+        w, wt, wtt = weight.sum(0), time @ weight, time**2 @ weight
+        good = np.nan_to_num(xy[near], posinf=0.0, neginf=0.0) * weight[..., None]
+        sums, moments = good.sum(0), np.tensordot(time, good, 1)
+        determinant = w * wtt - wt**2
+        level = (wtt[:, None] * sums - wt[:, None] * moments) / np.where(determinant > 1e-9, determinant, 1.0)[:, None]
+        usable = (determinant > 1e-9) & np.isfinite(glance.doubt)
+        smooth[look] = _Glance(np.where(usable[:, None], level, glance.xy), glance.seen, glance.doubt)
+    return smooth
+
+
+def _unjoined_neighbours(look: int, numbers: Sequence[int], between: Sequence[Motion | None]) -> bool:
+    return between[look] is None and numbers[look + 1] - numbers[look] <= NEIGHBOUR_FRAMES
+
+
+def _run_around(look: int, numbers: Sequence[int], between: Sequence[Motion | None], reach: int = 4) -> list[int]:
+    """Up to `reach` looked-at frames on either side, as many before as after, while they are unjoined neighbours."""
+    before = after = 0
+    while before < reach and look - before > 0 and _unjoined_neighbours(look - before - 1, numbers, between):
+        before += 1
+    while after < reach and look + after < len(between) and _unjoined_neighbours(look + after, numbers, between):
+        after += 1
+    return list(range(look - min(before, after), look + min(before, after) + 1))
+
+
+def _along_camera(one: _Glance, two: _Glance, motion: Motion, frames: Int) -> Path:
+    """The points on the frames between two glances: the first's carried forward, the second's backward, each trusted near itself."""
+    camera = motion.camera
+    ahead, behind = camera.copy(), np.full_like(camera, np.nan)
+    across = camera_across(motion)
+    if across is not None:
+        behind = camera @ np.linalg.inv(across)
+    elif motion.cut_after is not None:
+        behind[motion.cut_after + 1 :] = camera[motion.cut_after + 1 :]
+        ahead[motion.cut_after + 1 :] = np.nan
+    share = ((frames - motion.first) / (motion.last - motion.first))[:, None]
+    left = motion.on_frames(moved_points(ahead[:, None], one.xy), frames)
+    right = motion.on_frames(moved_points(behind[:, None], two.xy), frames)
+    weight_left = np.where(np.isfinite(left).all(-1) & np.isfinite(one.doubt), 1 - share, 0.0)
+    weight_right = np.where(np.isfinite(right).all(-1) & np.isfinite(two.doubt), share, 0.0)
+    total = weight_left + weight_right
+    a, b = weight_left / np.where(total > 0, total, 1), weight_right / np.where(total > 0, total, 1)
+    xy = a[..., None] * np.nan_to_num(left) + b[..., None] * np.nan_to_num(right)
+    doubt_left, doubt_right = np.where(a > 0, one.doubt, np.inf), np.where(b > 0, two.doubt, np.inf)
+    return xy, a * one.seen + b * two.seen, np.minimum(doubt_left, doubt_right)
+
+
+def _across_hole(
+    look: int, glances: Sequence[_Glance], between: Sequence[Motion | None], numbers: npt.NDArray[np.int_], frames: Int
+) -> Path:
+    """The points in a hole without motion: a cubic that keeps the velocities of both sides, or a few frames from either side."""
+    one, two = glances[look], glances[look + 1]
+    first, last = int(numbers[look]), int(numbers[look + 1])
+    length = last - first
+    here = between[look]
+    v0 = _camera_velocity(one, between[look - 1] if look else None, leaving=True)
+    v1 = _camera_velocity(two, between[look + 1] if look + 1 < len(between) else None, leaving=False)
+    since, until = (frames - first).astype(np.float64)[:, None], (last - frames).astype(np.float64)[:, None]
+    near_left = one.xy + since[..., None] * np.nan_to_num(v0)
+    near_right = two.xy - until[..., None] * np.nan_to_num(v1)
+    both = np.isfinite(one.doubt) & np.isfinite(two.doubt) & (length <= BRIDGE_FRAMES)
+    if here is not None and here.cut_after is not None:
+        both[:] = False
+    chord = two.xy - one.xy
+    leaving = np.where(np.isfinite(v0), v0 * length, chord)
+    coming = np.where(np.isfinite(v1), v1 * length, chord)
+    share = (since / length)[..., None]
+    joined = cubic(one.xy, two.xy, leaving, coming, share)
+    is_left = (since <= EXTRAPOLATE_FRAMES) & (since <= until)
+    is_right = (until <= EXTRAPOLATE_FRAMES) & ~is_left
+    xy = np.where(both[None, :, None], joined, np.where(is_left[..., None], near_left, near_right))
+    nearest = np.where(since <= until, one.seen, two.seen)
+    fade = np.exp(-np.minimum(since, until) / EXTRAPOLATE_FRAMES)
+    doubt = np.where(is_left, one.doubt, np.where(is_right, two.doubt, np.inf))
+    doubt = np.where(both, np.maximum(one.doubt, two.doubt), doubt)
+    return xy, nearest * fade, doubt
+
+
+def _camera_velocity(glance: _Glance, motion: Motion | None, *, leaving: bool) -> Double:
+    """(32, 2) pixels a frame at which the camera moves the points beside a hole; NaN where unknown."""
+    rows = None if motion is None or motion.is_leap else motion.rows_near_end() if leaving else motion.rows_near_start()
+    if motion is None or rows is None:
+        return np.full((32, 2), np.nan)
+    a, b = rows
+    step = motion.camera[b] @ np.linalg.inv(motion.camera[a]) if np.isfinite(motion.camera[[a, b]]).all() else None
+    if step is None:
+        return np.full((32, 2), np.nan)
+    elapsed = float(motion.frame_numbers[b] - motion.frame_numbers[a])
+    if leaving:
+        return (glance.xy - moved_points(np.linalg.inv(step), glance.xy)) / elapsed
+    return (moved_points(step, glance.xy) - glance.xy) / elapsed
