@@ -36,9 +36,7 @@ LENGTH, WIDTH = 105.0, 68.0
 AREA_LENGTH, AREA_LOW, AREA_HIGH = 16.5, 13.84, 54.16
 GOAL_AREA_LENGTH, GOAL_AREA_LOW, GOAL_AREA_HIGH = 5.5, 24.84, 43.16
 CIRCLE_RADIUS, SPOT = 9.15, 11.0
-ARC_HALF = float(
-    np.sqrt(CIRCLE_RADIUS**2 - (AREA_LENGTH - SPOT) ** 2)
-)  # the arc meets the area line at 34 -/+ this
+ARC_HALF = float(np.sqrt(CIRCLE_RADIUS**2 - (AREA_LENGTH - SPOT) ** 2))  # the arc meets the area line at 34 -/+ this
 GOAL_HALF, GOAL_HEIGHT, GOAL_DEPTH = 3.66, 2.44, 2.0
 LINE_WIDTH = 0.11  # metres; the Laws of the Game allow 0.12 at most (Law 1)
 BALL_RADIUS = 0.11
@@ -81,9 +79,7 @@ class FrameLabels:
 
     def as_answer_frame(self) -> dict[str, object]:
         """The same in the answer's own schema of `frames`, with confidence 1 everywhere."""
-        columns = zip(
-            self.identity.tolist(), self.class_id.tolist(), self.xyxy.round(2).tolist(), strict=True
-        )
+        columns = zip(self.identity.tolist(), self.class_id.tolist(), self.xyxy.round(2).tolist(), strict=True)
         return {
             "frame_number": self.frame_number,
             "pts_seconds": round(self.pts_seconds, 6),
@@ -169,9 +165,7 @@ class Stage:
     front: tuple[Surface, ...]  # between the camera and the near touch line; hides whoever stands behind it
     line_colour: Colour
     sky: Colour
-    shadow: tuple[
-        tuple[float, float, float], ...
-    ]  # (dx, dy a metre of height, darkness): one a lamp, or the sun
+    shadow: tuple[tuple[float, float, float], ...]  # (dx, dy a metre of height, darkness): one a lamp, or the sun
     scoreboard: bool
     name: str
 
@@ -265,9 +259,7 @@ def _make_kits(rng: np.random.Generator, grass: Colour) -> tuple[Kit, Kit, Kit, 
 def _speckle(rng: np.random.Generator, shape: tuple[int, int], cell: int) -> npt.NDArray[np.float32]:
     """Smooth noise with spots of about `cell` pixels, mean 0, deviation about 1."""
     small = rng.standard_normal((shape[0] // cell + 2, shape[1] // cell + 2), dtype=np.float32)
-    return np.asarray(
-        cv2.resize(small, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC), dtype=np.float32
-    )
+    return np.asarray(cv2.resize(small, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
 
 
 GROUND_MARGIN = 16.0  # metres of ground beyond the lines
@@ -296,9 +288,7 @@ def _make_ground(rng: np.random.Generator, grass: Colour, light: Floats, per_met
     stripes = np.tanh(6 * np.sin((x + slant * y) * np.pi / band)) * strength
     if rng.random() < 0.25:  # mown both ways
         stripes = stripes + np.tanh(6 * np.sin(y * np.pi / band)) * strength * 0.7
-    wear = sum(
-        np.exp(-(((x - gx) / 4) ** 2) - ((y - 34) / 7) ** 2) for gx in (2.0, LENGTH - 2)
-    ) * rng.uniform(0, 0.12)
+    wear = sum(np.exp(-(((x - gx) / 4) ** 2) - ((y - 34) / 7) ** 2) for gx in (2.0, LENGTH - 2)) * rng.uniform(0, 0.12)
     bright = 1 + stripes + 0.03 * _speckle(rng, shape, int(9 * per_metre)) + 0.02 * _speckle(rng, shape, 6)
     bright = bright + 0.03 * rng.standard_normal(shape, dtype=np.float32)
     bright *= cv2.resize(cv2.copyMakeBorder(light, 16, 16, 16, 16, cv2.BORDER_REPLICATE), shape[::-1])
@@ -414,9 +404,7 @@ def _make_stage(rng: np.random.Generator, per_metre: float) -> tuple[Stage, Colo
         shadow = ((float(np.cos(angle) * reach), float(np.sin(angle) * reach), rng.uniform(0.4, 0.6)),)
     else:
         reach = rng.uniform(0.25, 0.6)
-        shadow = tuple(
-            (sx * reach, sy * reach * 0.7, rng.uniform(0.1, 0.25)) for sx in (-1, 1) for sy in (-1, 1)
-        )
+        shadow = tuple((sx * reach, sy * reach * 0.7, rng.uniform(0.1, 0.25)) for sx in (-1, 1) for sy in (-1, 1))
     walls, front = _make_walls(rng)
     stage = Stage(
         ground=_make_ground(rng, grass, light, per_metre),
@@ -427,9 +415,7 @@ def _make_stage(rng: np.random.Generator, per_metre: float) -> tuple[Stage, Colo
         sky=_hsv(0.6, 0.2, rng.uniform(0.1, 0.7)),
         shadow=shadow,
         scoreboard=bool(rng.random() < 0.6),
-        name=" 0 - 0 ".join(
-            rng.choice(["NOR", "HAL", "RIV", "KIL", "SOL", "BLU"], 2, replace=False).tolist()
-        ),
+        name=" 0 - 0 ".join(rng.choice(["NOR", "HAL", "RIV", "KIL", "SOL", "BLU"], 2, replace=False).tolist()),
     )
     return stage, grass
 
@@ -446,9 +432,7 @@ def _make_people(rng: np.random.Generator, grass: Colour, bystanders: int) -> Pe
     kits = _make_kits(rng, grass)
     coat = Kit(_hsv(0, 0, 0.12), _hsv(0, 0, 0.12), _hsv(0, 0, 0.1), _hsv(0, 0, 0.1), "plain")
     vest = Kit(_hsv(rng.choice([0.08, 0.2, 0.3]), 0.8, 0.85), coat.shirt, coat.shorts, coat.socks, "plain")
-    class_id = (
-        [GOALKEEPER] + [PLAYER] * 10 + [GOALKEEPER] + [PLAYER] * 10 + [REFEREE] * 3 + [BYSTANDER] * bystanders
-    )
+    class_id = [GOALKEEPER] + [PLAYER] * 10 + [GOALKEEPER] + [PLAYER] * 10 + [REFEREE] * 3 + [BYSTANDER] * bystanders
     team = [0] * 11 + [1] * 11 + [-1] * (3 + bystanders)
     wear = [kits[2]] + [kits[0]] * 10 + [kits[3]] + [kits[1]] * 10 + [kits[4]] * 3
     vest = vest if min(_apart(vest.shirt, kit.shirt) for kit in kits) > 150 else coat  # nobody to mistake
@@ -615,9 +599,7 @@ def _make_cameras(
 ) -> tuple[Camera, ...]:
     """Cameras for all frames. `wild` also leaves the usual place on the halfway line, for training stills."""
     spread = 14.0 if wild else 4.0
-    position = np.array(
-        [LENGTH / 2 + rng.normal(0, spread), WIDTH + rng.uniform(22, 62), rng.uniform(11, 26)]
-    )
+    position = np.array([LENGTH / 2 + rng.normal(0, spread), WIDTH + rng.uniform(22, 62), rng.uniform(11, 26)])
     view = rng.uniform(28, 95) if wild else rng.uniform(48, 56)  # metres across, at the ball
     roll = rng.normal(0, 0.012) if wild else 0.0
     aim_y = rng.uniform(22, 40) if wild else rng.uniform(30, 34)
@@ -663,9 +645,7 @@ def make_scene(
     if frames > 1:  # turn, rather than snap round
         unit = _smooth(np.concatenate([np.cos(headings), np.sin(headings)], axis=1), fps, 0.08)
         headings = np.arctan2(unit[:, headings.shape[1] :], unit[:, : headings.shape[1]])
-    rate = (
-        2 * np.pi * np.where(speeds > 0.3, 0.7 + 0.28 * speeds, 0.0)
-    )  # strides a second grow with the speed
+    rate = 2 * np.pi * np.where(speeds > 0.3, 0.7 + 0.28 * speeds, 0.0)  # strides a second grow with the speed
     phases = np.cumsum(rate / fps, axis=0) + rng.uniform(0, 2 * np.pi, rate.shape[1])
     cameras = _make_cameras(rng, play.ball, fps, size, still_camera, wild)
     return Scene(size, fps, seed, stage, people, play.positions, headings, speeds, phases, play.ball, cameras,
@@ -695,17 +675,13 @@ def _draw_surface(picture: Picture, matrix: Floats, surface: Surface) -> None:
     seen = pixels[depth > 2.0]
     if len(seen) == 0:
         return
-    pad = 4 + 0.1 * (
-        seen.max(axis=0) - seen.min(axis=0)
-    )  # the grid is coarse where the plane leaves the view
+    pad = 4 + 0.1 * (seen.max(axis=0) - seen.min(axis=0))  # the grid is coarse where the plane leaves the view
     low = np.floor(np.clip(seen.min(axis=0) - pad, 0, (width, height))).astype(int)
     high = np.ceil(np.clip(seen.max(axis=0) + pad, 0, (width, height))).astype(int)
     if (high - low).min() < 1:
         return
     shift = np.array([[1, 0, -low[0] - 0.5], [0, 1, -low[1] - 0.5], [0, 0, 1.0]])
-    to_picture = shift @ _plane_homography(
-        matrix, surface.origin, surface.along, surface.up, surface.per_metre
-    )
+    to_picture = shift @ _plane_homography(matrix, surface.origin, surface.along, surface.up, surface.per_metre)
     target = picture[low[1] : high[1], low[0] : high[0]]
     cv2.warpPerspective(surface.texture, to_picture, target.shape[1::-1], dst=target,
                         flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT)  # fmt: skip
@@ -741,9 +717,7 @@ def _pitch_lines() -> list[Floats]:
         turn = 0.0 if side > 0 else 180.0
         lines += [
             _long((goal, AREA_LOW), (area, AREA_LOW), (area, AREA_HIGH), (goal, AREA_HIGH)),
-            _long(
-                (goal, GOAL_AREA_LOW), (small, GOAL_AREA_LOW), (small, GOAL_AREA_HIGH), (goal, GOAL_AREA_HIGH)
-            ),
+            _long((goal, GOAL_AREA_LOW), (small, GOAL_AREA_LOW), (small, GOAL_AREA_HIGH), (goal, GOAL_AREA_HIGH)),
             _long((spot - inset, mid), (spot + inset, mid)),
             _arc(spot, mid, CIRCLE_RADIUS, turn - open_angle, turn + open_angle),
             _arc(goal, 0, 1, 0 if side > 0 else 90, 90 if side > 0 else 180),
@@ -772,30 +746,21 @@ def _draw_lines(picture: Picture, matrix: Floats, stage: Stage) -> None:
     height, width = picture.shape[:2]
     pixels, depth = project(matrix, _LINE_QUADS)
     low, high = pixels.min(axis=1), pixels.max(axis=1)
-    seen = (
-        (depth.min(axis=1) > 1)
-        & (high[:, 0] > 0)
-        & (high[:, 1] > 0)
-        & (low[:, 0] < width)
-        & (low[:, 1] < height)
-    )
+    seen = (depth.min(axis=1) > 1) & (high[:, 0] > 0) & (high[:, 1] > 0) & (low[:, 0] < width) & (low[:, 1] < height)
     centres = _LINE_QUADS[:, :, :2].mean(axis=1)
     bright = _light_at(stage.light, centres)
     metre = np.linalg.norm(pixels[:, 0] - pixels[:, 3], axis=1)  # how wide the line is in pixels
     fade = np.clip(0.45 + 0.4 * metre, 0.45, 0.95) * bright
+    middles, corners = pixels.mean(axis=1), _fixed(np.where(seen[:, None, None], pixels, 0))
     for index in np.flatnonzero(seen):
-        grass = _pixel(picture, pixels[index].mean(axis=0))
-        colour = tuple(
-            float(g + (c - g) * fade[index]) for g, c in zip(grass, stage.line_colour, strict=True)
-        )
-        cv2.fillConvexPoly(picture, _fixed(pixels[index]), colour, cv2.LINE_AA, _SHIFT)
+        grass = _pixel(picture, middles[index])
+        colour = tuple(float(g + (c - g) * fade[index]) for g, c in zip(grass, stage.line_colour, strict=True))
+        cv2.fillConvexPoly(picture, corners[index], colour, cv2.LINE_AA, _SHIFT)
 
 
 def _pixel(picture: Picture, at: Floats) -> Floats:
     height, width = picture.shape[:2]
-    pixel: Floats = picture[int(min(max(at[1], 0), height - 1)), int(min(max(at[0], 0), width - 1))].astype(
-        np.float64
-    )
+    pixel: Floats = picture[int(min(max(at[1], 0), height - 1)), int(min(max(at[0], 0), width - 1))].astype(np.float64)
     return pixel
 
 
@@ -804,6 +769,13 @@ def _light_at(light: Floats, where: Floats) -> Floats:
     x, y = where[:, 0].clip(0, 104.9).astype(int), where[:, 1].clip(0, 67.9).astype(int)
     bright: Floats = light[y, x]
     return bright
+
+
+def _touches(points: Floats, picture: Picture) -> bool:
+    """Whether the box around the points (N, 2) overlaps the picture."""
+    height, width = picture.shape[:2]
+    low, high = points.min(axis=0), points.max(axis=0)
+    return bool(high[0] > 0 and high[1] > 0 and low[0] < width and low[1] < height)
 
 
 def _draw_goal(picture: Picture, matrix: Floats, goal: float, outward: float) -> None:
@@ -819,7 +791,7 @@ def _draw_goal(picture: Picture, matrix: Floats, goal: float, outward: float) ->
         net.append(((back, y, 0.0), (goal + outward * 0.9, y, GOAL_HEIGHT)))
     for pieces, thick, mix in ((net, 0.0, 0.35), (frame, 0.12, 0.95)):
         ends, depth = project(matrix, np.array(pieces, dtype=np.float64))
-        if depth.min() < 1 or np.abs(ends).max() > 20000:
+        if depth.min() < 1 or np.abs(ends).max() > 20000 or not _touches(ends.reshape(-1, 2), picture):
             return
         focal = abs(np.linalg.det(matrix[:, :3])) ** 0.5
         wide = max(1, round(thick * focal / float(depth.mean())))
@@ -898,9 +870,7 @@ def _figure_joints(scene: Scene, number: int) -> Floats:
         elbow = shoulder + 0.29 * np.stack([np.sin(arm), zero + 0.3 * sign, -np.cos(arm) * 0.95], axis=1)
         local[:, _SHOULDER[side]], local[:, _ELBOW[side]] = shoulder, elbow
         local[:, _SLEEVE[side]] = shoulder + 0.6 * (elbow - shoulder)
-        local[:, _HAND[side]] = elbow + 0.27 * np.stack(
-            [np.sin(fore), zero - 0.1 * sign, -np.cos(fore)], axis=1
-        )
+        local[:, _HAND[side]] = elbow + 0.27 * np.stack([np.sin(fore), zero - 0.1 * sign, -np.cos(fore)], axis=1)
     lowest = local[:, [*_ANKLE, *_TOE], 2].min(axis=1) - 0.05
     local[:, :, 2] -= lowest[:, None]
     local *= (scene.people.height / 1.8)[:, None, None]
@@ -955,9 +925,9 @@ def _draw_person(
 ) -> None:
     """One figure: parts (P, 10, 2) in the given order, then the hair. `back` is 1 seen from behind."""
     colours = _colours(scene.people, index, bright)
+    outlines = _fixed(parts)
     for part in order:
-        slot = int(_PART_SLOT[part])
-        _fill(picture, parts[part], colours[slot])
+        cv2.fillConvexPoly(picture, outlines[part], colours[int(_PART_SLOT[part])], cv2.LINE_AA, _SHIFT)
         if part == _TORSO:
             _draw_shirt(picture, parts[part], scene.people.kit[index], colours, back)
     head = parts[-1]
@@ -1012,9 +982,9 @@ def _draw_shadows(
         outlines = _capsules(ends[:, 0], ends[:, 1], np.maximum(width * 0.8, 0.7))
         height_px, width_px = picture.shape[:2]
         centre = outlines.mean(axis=1)
-        seen = (depth.min(axis=1) > 1) & (
-            np.abs(centre - (width_px / 2, height_px / 2)) < (width_px, height_px)
-        ).all(axis=1)
+        seen = (depth.min(axis=1) > 1) & (np.abs(centre - (width_px / 2, height_px / 2)) < (width_px, height_px)).all(
+            axis=1
+        )
         for i in np.flatnonzero(seen):
             grass = _pixel(picture, (ends[i, 0] + ends[i, 1]) / 2)
             _fill(
@@ -1090,9 +1060,7 @@ def _draw_scoreboard(picture: Picture, scene: Scene, number: int) -> None:
     clock = f"{seconds // 60:02d}:{seconds % 60:02d}"
     left, top, tall = int(60 * scale), int(34 * scale), int(34 * scale)
     cv2.rectangle(picture, (left, top), (left + int(270 * scale), top + tall), (58, 30, 22), -1)
-    cv2.rectangle(
-        picture, (left + int(190 * scale), top), (left + int(270 * scale), top + tall), (225, 225, 225), -1
-    )
+    cv2.rectangle(picture, (left + int(190 * scale), top), (left + int(270 * scale), top + tall), (225, 225, 225), -1)
     base = top + int(24 * scale)
     for text, x, ink in (
         (scene.stage.name, left + int(12 * scale), (240, 240, 240)),
@@ -1104,9 +1072,7 @@ def _draw_scoreboard(picture: Picture, scene: Scene, number: int) -> None:
 def _draw_sensor(picture: Picture, scene: Scene, number: int) -> None:
     """What the lens and the sensor add: blur along a fast pan, a little softness, grain. Works in place."""
     camera, previous = scene.cameras[number], scene.cameras[max(0, number - 1)]
-    smear = round(
-        abs(camera.pan - previous.pan) * camera.focal / 4
-    )  # a shutter open for a quarter of the frame
+    smear = round(abs(camera.pan - previous.pan) * camera.focal / 4)  # a shutter open for a quarter of the frame
     if smear >= 2:
         cv2.blur(picture, (min(smear, 31) | 1, 1), dst=picture)
     cv2.GaussianBlur(picture, (3, 3), 0.55, dst=picture)
@@ -1201,9 +1167,7 @@ def render_frame(scene: Scene, frame_number: int) -> tuple[Picture, FrameLabels]
     return picture, _label(scene, frame_number, matrix, cast, ball)
 
 
-def random_still(
-    rng: np.random.Generator, size: tuple[int, int] = (1280, 720)
-) -> tuple[Picture, FrameLabels]:
+def random_still(rng: np.random.Generator, size: tuple[int, int] = (1280, 720)) -> tuple[Picture, FrameLabels]:
     """One picture of a match never seen before or again, for training; many kinds of cameras and colours."""
     seed = int(rng.integers(2**62))
     scene = make_scene(seed=seed, frames=2, size=size, wild=True)
@@ -1315,9 +1279,7 @@ def _open_stream(
     stream.codec_context.gop_size = gop
     stream.codec_context.bit_rate = round(bit_rate * size[0] * size[1] / (1280 * 720) * fps / 25)
     # BT.709, limited range, as HD broadcasts are; said in the stream so that players do not guess
-    stream.codec_context.color_primaries = stream.codec_context.color_trc = (
-        stream.codec_context.colorspace
-    ) = 1
+    stream.codec_context.color_primaries = stream.codec_context.color_trc = stream.codec_context.colorspace = 1
     stream.codec_context.color_range = 1
     return stream
 
@@ -1349,9 +1311,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cut-at", type=int, metavar="FRAME", help="cut to another match at this frame")
     parser.add_argument("--codec", default="libx264")
-    parser.add_argument(
-        "--bit-rate", type=int, default=4_000_000, help="bits a second at 1280x720 and 25 fps"
-    )
+    parser.add_argument("--bit-rate", type=int, default=4_000_000, help="bits a second at 1280x720 and 25 fps")
     parser.add_argument("--still-camera", action="store_true")
     parser.add_argument("--moov-last", action="store_true", help="leave the index at the end of the file")
     given = parser.parse_args(arguments)
