@@ -40,6 +40,7 @@ class FakeSession:
     precision: str
     seconds: float
     memory: int = 1000
+    on_calling_thread: bool = False
 
     def run(self, values):
         if len(values) > self.memory:
@@ -354,3 +355,38 @@ def test_models_lists_what_is_loaded(model, tmp_path, monkeypatch):
     assert rows[1]["megabytes"] == pytest.approx(ball.stat().st_size / 1e6)
     assert all(r["milliseconds_per_frame"] > 0 for r in rows)
     assert "onnxruntime" in CliRunner().invoke(app, ["models"]).stdout
+
+
+def test_engine_compare_runs_what_works_and_says_why_the_rest_does_not(model, tmp_path, monkeypatch):
+    import json
+
+    import cv2
+    from typer import Typer
+    from typer.testing import CliRunner
+
+    from firsttouch.commands import engine as command
+
+    monkeypatch.setattr(ort, "_nvidia_smi", lambda _: "")
+    cv2.imwrite(str(tmp_path / "frame.png"), np.full((720, 1280, 3), 255, np.uint8))
+    app = Typer()
+    app.callback()(lambda: None)
+    command.register(app)
+    result = CliRunner().invoke(app, ["engine", "compare", "--data", str(tmp_path), "--model", str(model), "--json"])
+    assert result.exit_code == 0, result.output
+    rows = {row["name"]: row for row in json.loads(result.stdout)["runtimes"]}
+    assert rows["onnxruntime cpu fp32"]["boxes"] == 1
+    assert rows["onnxruntime cpu fp32"]["f1"] == 1
+    assert rows["onnxruntime cpu int8"]["problem"] == "no file tiny.int8.onnx"
+    assert "no NVIDIA driver" in rows["tensorrt cuda fp16"]["problem"]
+    refused = CliRunner().invoke(app, ["engine", "build", "--model", str(model)])
+    assert isinstance(refused.exception, RuntimeUnavailable)
+
+
+def test_engines_are_built_for_both_sets_of_outputs(model, tmp_path):
+    from firsttouch.commands.engine import build_engines
+
+    runtime = FakeRuntime(name="tensorrt")
+    runtime.cache_dir = tmp_path
+    folders = build_engines(runtime, model, batch=4, img_size=160)
+    assert len(set(folders)) == 2
+    assert [(precision, shape) for _, precision, shape in runtime.opened] == [("fp16", (4, 6, 96, 160))] * 2

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 Clock = Callable[[], float]
 """A monotonic clock in seconds; tests hand in their own."""
 
+THREAD_CLOCK: Clock = time.thread_time
+"""Seconds this thread has computed: a short test is not disturbed by what else the machine does."""
+
 
 def wall_ns() -> int:
     """Nanoseconds since 1970, for what other machines also date: nonces, created_at, files. It may jump."""

@@ -246,8 +246,8 @@ def _box_figures(looks: Sequence[tuple[Detections, Floats]]) -> dict[str, Any]:
     if not looks:
         nothing = AveragePrecision(dict.fromkeys(CLASS_NAMES), dict.fromkeys(CLASS_NAMES), {})
         return _as_dict(nothing) | {"box_frames": 0}
-    truth = _labels([(boxes[:, 0], boxes[:, 1:], np.ones(len(boxes))) for _, boxes in looks])
-    answer = _labels([(found.class_id, found.xyxy, found.confidence) for found, _ in looks])
+    truth = labels_of([(boxes[:, 0], boxes[:, 1:], np.ones(len(boxes))) for _, boxes in looks])
+    answer = labels_of([(found.class_id, found.xyxy, found.confidence) for found, _ in looks])
     return _as_dict(average_precision(answer, truth)) | {"box_frames": len(looks)}
 
 
@@ -260,7 +260,7 @@ def _as_dict(precision: AveragePrecision) -> dict[str, Any]:
     }
 
 
-def _labels(rows: Sequence[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]) -> Labels:
+def labels_of(rows: Sequence[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]) -> Labels:
     """Each row one frame: classes, xyxy, confidence."""
     counts = [len(row[0]) for row in rows]
     frames = np.arange(len(rows), dtype=np.int64)

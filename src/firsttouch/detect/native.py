@@ -67,7 +67,7 @@ class NativeDetector:
         self._max_detections = max_detections
         self._lock = threading.Lock()
         self._sessions: dict[bool, Session] = {}
-        self._with_pitch, _ = self._opened(pitch=True)
+        self._with_pitch, _ = self.opened(pitch=True)
 
     @property
     def device(self) -> str:
@@ -81,7 +81,7 @@ class NativeDetector:
     def precision(self) -> str:
         return self._with_pitch.precision
 
-    def _opened(self, pitch: bool) -> tuple[Session, int]:
+    def opened(self, pitch: bool) -> tuple[Session, int]:
         """What runs with or without the key-point head, and its batch; opened on the first call for it."""
         with self._lock:
             if pitch not in self._sessions:
@@ -107,7 +107,7 @@ class NativeDetector:
     def _run(self, inputs: Sequence[Plane], pitch: bool) -> tuple[list[Values], int]:
         """The outputs of as many of the inputs as one batch takes. Out of memory, the batch is halved for good."""
         while True:
-            session, size = self._opened(pitch)
+            session, size = self.opened(pitch)
             batch = inputs[:size]
             try:
                 return session.run(self._stacked(batch, size)), len(batch)

@@ -22,6 +22,7 @@ class OpenVinoSession:
 
     runtime = "openvino"
     device = "cpu"
+    on_calling_thread = False
 
     def __init__(self, compiled: Any, outputs: tuple[str, ...], precision: str) -> None:
         self._compiled = compiled

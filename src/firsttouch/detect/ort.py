@@ -31,7 +31,7 @@ DEVICE_OF_PROVIDER = {
     "CoreMLExecutionProvider": "mps",
 }
 GPU_WHEEL_REMEDY = (
-    "pip uninstall onnxruntime && pip install 'firsttouch[cuda]' "
+    "pip uninstall onnxruntime && pip install 'firsttouch[gpu]' "
     "(onnxruntime and onnxruntime-gpu are the same module and exclude each other)"
 )
 
@@ -51,6 +51,10 @@ class OrtSession:
     @property
     def device(self) -> str:
         return DEVICE_OF_PROVIDER.get(self.providers[0], "cpu")
+
+    @property
+    def on_calling_thread(self) -> bool:
+        return self.device == "cpu"
 
     def run(self, values: Values) -> list[Values]:
         # No I/O binding on the CPU: a contiguous input is read in place, and the outputs are a few kB.
