@@ -1,8 +1,12 @@
-"""Every frame of the clip from the looked-at ones: boxes along their flow, key points along the camera, never across a cut.
+"""Every frame of the clip from the looked-at ones: boxes along their flow, key points along the camera, never
+across a cut.
 
-Between two looked-at frames a body seen in both goes from one to the other along its forward flow, corrected so that it arrives,
-and its backward flow, corrected the same way; near a it trusts the first, near b the second. A body seen in one of them only is
-carried until flow loses it, at most half the way. Nothing is frozen, nothing invented: what cannot be carried is absent.
+Between two looked-at frames a body seen in both goes from one to the other along its forward flow, corrected
+so that it arrives,
+and its backward flow, corrected the same way; near a it trusts the first, near b the second. A body seen in
+one of them only is
+carried until flow loses it, at most half the way. Nothing is frozen, nothing invented: what cannot be carried
+is absent.
 """
 
 from __future__ import annotations
@@ -15,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from firsttouch.detect import Detections
-from firsttouch.motion import Double, Float, Motion, camera_across, moved_points
 from firsttouch.keypoints import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES, cubic, everywhere
+from firsttouch.motion import Float, Motion, camera_across, moved_points
 from firsttouch.track import Int, Tracks, motions_between
 
 Mode = Literal["flow", "linear"]
@@ -29,8 +33,10 @@ FADE_FRAMES = 25
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameAnswer:
-    """What is answered for one frame. ids (N,) int32, class_ids (N,) uint8, confidence (N,) float32, xyxy (N, 4) float32 source
-    pixels, keypoints (32, 3) float32 (x, y, confidence; zeros: not known). how: "detected" where the frame was looked at."""
+    """What is answered for one frame. ids (N,) int32, class_ids (N,) uint8, confidence (N,) float32, xyxy (N,
+    4) float32 source
+    pixels, keypoints (32, 3) float32 (x, y, confidence; zeros: not known). how: "detected" where the frame was
+    looked at."""
 
     frame_number: int
     pts_seconds: float
@@ -47,14 +53,15 @@ def carry(
     detections: Sequence[Detections],
     motions: Sequence[Motion],
     frame_numbers: Sequence[int] | Int,
-    pts_seconds: Sequence[float] | Double,
+    pts_seconds: Sequence[float] | Float,
     width: int,
     height: int,
     mode: Mode = "flow",
 ) -> list[FrameAnswer]:
     """Answers for the wanted frames (rising), looked-at or not; those nothing can be said about have no objects.
 
-    motions: between neighbouring looked-at frames, any may be absent. mode="linear" ignores them (the ruler to compare with).
+    motions: between neighbouring looked-at frames, any may be absent. mode="linear" ignores them (the ruler to
+    compare with).
     """
     if mode == "linear":
         motions = []
@@ -182,7 +189,8 @@ def _stretch(
 
 
 def _at_edge(xyxy: Float, width: int) -> npt.NDArray[np.bool_]:
-    """(P,) whether a path leaves by a side of the picture: then its end is an exit or an entry, and no miss of the detector."""
+    """(P,) whether a path leaves by a side of the picture: then its end is an exit or an entry, and no miss of
+    the detector."""
     with np.errstate(invalid="ignore"):
         return np.asarray(((xyxy[..., 0] <= 2) | (xyxy[..., 2] >= width - 2)).any(0))
 
@@ -192,7 +200,8 @@ def _centre(boxes: Float) -> Float:
 
 
 def _boxes_at(tracks: Tracks, rows: npt.NDArray[np.intp], width: int) -> Float:
-    """Boxes (P, 4), NaN where there is none. One that the picture's side cuts off gets its usual width back, so that it can move."""
+    """Boxes (P, 4), NaN where there is none. One that the picture's side cuts off gets its usual width back,
+    so that it can move."""
     boxes = np.full((len(rows), 4), np.nan, np.float32)
     there = rows >= 0
     boxes[there] = tracks.xyxy[rows[there]]
@@ -213,7 +222,8 @@ def _sizes(
     since: npt.NDArray[np.integer],
     until: npt.NDArray[np.integer],
 ) -> Float:
-    """(T, P, 2) widths and heights: heights from end to end; widths too, but forgetting the ends for what is usual of the body.
+    """(T, P, 2) widths and heights: heights from end to end; widths too, but forgetting the ends for what is
+    usual of the body.
 
     A running body's width swings with its stride, so a few frames away its mean says more than the last glance.
     """
@@ -293,7 +303,8 @@ def _coasting(
     frames: Int,
     share: Float,
 ) -> Float:
-    """(T, P, 2) centres in a hole without motion: a cubic between the ends that keeps the velocity measured on either side."""
+    """(T, P, 2) centres in a hole without motion: a cubic between the ends that keeps the velocity measured on
+    either side."""
     first, last = int(tracks.frame_numbers[look]), int(tracks.frame_numbers[look + 1])
     leaving = _velocity(tracks, look, between, ends.left, leaving=True)
     coming = _velocity(tracks, look + 1, between, ends.right, leaving=False)
@@ -314,7 +325,8 @@ def _coasting(
 def _velocity(
     tracks: Tracks, look: int, between: Sequence[Motion | None], rows: npt.NDArray[np.intp], *, leaving: bool
 ) -> Float:
-    """(P, 2) pixels a frame of the bodies at a looked-at frame, from the flow on its decoded side; NaN where unknown."""
+    """(P, 2) pixels a frame of the bodies at a looked-at frame, from the flow on its decoded side; NaN where
+    unknown."""
     unknown = np.full((len(rows), 2), np.nan, np.float32)
     neighbour = look - 1 if leaving else look
     motion = between[neighbour] if 0 <= neighbour < len(between) else None
@@ -345,7 +357,7 @@ def _faded(
     meeting = ((1 - share) * left + share * right) * np.exp(-np.minimum(since, until) / (4 * FADE_FRAMES))
     cut = motion is not None and motion.cut_after is not None
     followed = motion is not None and not motion.is_leap
-    reach: npt.NDArray[np.floating] | int = length / 2 if followed else EXTRAPOLATE_FRAMES
+    reach: Float | int = length / 2 if followed else EXTRAPOLATE_FRAMES
     if followed:
         reach = np.where(at_edge | cut, length, reach)
     only_left = np.where(since <= reach, left * np.exp(-since / FADE_FRAMES), 0.0)

@@ -1,7 +1,10 @@
-"""The 32 pitch key points of every frame: views of the looked-at frames steadied by their neighbours, then carried by the camera.
+"""The 32 pitch key points of every frame: views of the looked-at frames steadied by their neighbours, then
+carried by the camera.
 
-What one glance sees is off by some pixels; the camera between two glances is known to a fraction of one. So the points of several
-glances are brought to one frame and one view is fitted to them all. A point that no glance saw is answered where the fit pins it
+What one glance sees is off by some pixels; the camera between two glances is known to a fraction of one. So
+the points of several
+glances are brought to one frame and one view is fitted to them all. A point that no glance saw is answered
+where the fit pins it
 down, with a confidence that says so; points outside the picture are zero.
 """
 
@@ -14,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firsttouch.detect import Detections
-from firsttouch.motion import Double, Float, Motion, camera_across, moved_points
+from firsttouch.motion import Float, Motion, camera_across, moved_points
 from firsttouch.pitch import POINTS, SEEN, PitchView, fit, view_from
 
 Int = npt.NDArray[np.int32]
@@ -30,26 +33,29 @@ BRIDGE_FRAMES = 60
 EXTRAPOLATE_FRAMES = 8
 """How far anything is carried on its velocity alone, beyond what was decoded."""
 NEIGHBOUR_FRAMES = 3
-"""Looked-at frames without motion between them at most this far apart are steadied by their neighbours all the same."""
+"""Looked-at frames without motion between them at most this far apart are steadied by their neighbours all the
+same."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Glance:
-    """The points of one looked-at frame: xy (32, 2) float64, seen (32,) confidence or 0, doubt (32,) pixels, infinite: unknown."""
+    """The points of one looked-at frame: xy (32, 2) float64, seen (32,) confidence or 0, doubt (32,) pixels,
+    infinite: unknown."""
 
-    xy: Double
-    seen: Double
-    doubt: Double
+    xy: Float
+    seen: Float
+    doubt: Float
 
 
-Path = tuple[Double, Double, Double]
+Path = tuple[Float, Float, Float]
 """xy (T, 32, 2), seen (T, 32), doubt (T, 32)."""
 
 
 def everywhere(
     detections: Sequence[Detections], between: Sequence[Motion | None], wanted: Int, width: int, height: int
 ) -> Float:
-    """(F, 32, 3) float32 x, y, confidence for the wanted frames; zeros where nothing is known, or outside the picture.
+    """(F, 32, 3) float32 x, y, confidence for the wanted frames; zeros where nothing is known, or outside the
+    picture.
 
     between: (S - 1) motions of neighbouring looked-at frames, None where there is none.
     """
@@ -60,7 +66,7 @@ def everywhere(
     numbers = np.array([d.frame_number for d in detections])
     place, known = np.searchsorted(wanted, numbers), np.isin(numbers, wanted)
     looked = _stacked(glances)
-    answer[place[known]] = _on_the_wire(*(column[known] for column in looked), width, height)
+    answer[place[known]] = _on_the_wire(*looked, width, height)[known]
     for look, motion in enumerate(between):
         inside = slice(*np.searchsorted(wanted, (numbers[look] + 1, numbers[look + 1])))
         frames = wanted[inside]
@@ -85,7 +91,8 @@ def steady(
 
 
 def cubic(start: Float, stop: Float, leaving: Float, coming: Float, share: Float) -> Float:
-    """The cubic from `start` to `stop` that leaves and arrives with these velocities (per whole stretch), at `share` of the way."""
+    """The cubic from `start` to `stop` that leaves and arrives with these velocities (per whole stretch), at
+    `share` of the way."""
     s = share
     rise = 3 * s**2 - 2 * s**3
     return (1 - rise) * start + rise * stop + (s**3 - 2 * s**2 + s) * leaving + (s**3 - s**2) * coming
@@ -100,7 +107,8 @@ def _glances(
 
 
 def _glance(detection: Detections, view: PitchView | None) -> _Glance:
-    """The view's points; without a view the points as seen when they are too few to be judged, and nothing when they disagree."""
+    """The view's points; without a view the points as seen when they are too few to be judged, and nothing
+    when they disagree."""
     if view is not None:
         return _Glance(view.points, view.seen.astype(np.float64), view.uncertainty)
     seen = np.where(detection.keypoints[:, 2] >= SEEN, detection.keypoints[:, 2], 0.0).astype(np.float64)
@@ -113,8 +121,9 @@ def _stacked(glances: Sequence[_Glance]) -> Path:
     return np.stack([g.xy for g in glances]), np.stack([g.seen for g in glances]), np.stack([g.doubt for g in glances])
 
 
-def _on_the_wire(xy: Double, seen: Double, doubt: Double, width: int, height: int) -> Float:
-    """(F, 32, 3): points in the picture that were seen or are supported, else zero. Confidence: the glance's, or at most GENERATED."""
+def _on_the_wire(xy: Float, seen: Float, doubt: Float, width: int, height: int) -> Float:
+    """(F, 32, 3): points in the picture that were seen or are supported, else zero. Confidence: the glance's,
+    or at most GENERATED."""
     with np.errstate(invalid="ignore"):
         inside = (xy >= 0).all(-1) & (xy[..., 0] <= width - 1) & (xy[..., 1] <= height - 1)
     limit = SUPPORTED * width
@@ -128,11 +137,12 @@ def _pooled(
     look: int,
     own: Sequence[PitchView | None],
     detections: Sequence[Detections],
-    cameras: Sequence[Double | None],
+    cameras: Sequence[Float | None],
     width: int,
     height: int,
 ) -> PitchView | None:
-    """The view fitted to the points of this glance and of those near it. With no other glance near it is this one's own."""
+    """The view fitted to the points of this glance and of those near it. With no other glance near it is this
+    one's own."""
     world, image, weight = [], [], []
     mine = own[look]
     for other, chain in _neighbours(look, detections, cameras):
@@ -152,11 +162,11 @@ def _pooled(
 
 
 def _neighbours(
-    look: int, detections: Sequence[Detections], cameras: Sequence[Double | None]
-) -> list[tuple[int, Double]]:
+    look: int, detections: Sequence[Detections], cameras: Sequence[Float | None]
+) -> list[tuple[int, Float]]:
     """Looked-at frames near `look` and the homography from each to it, as far as the camera is known."""
     here = detections[look].frame_number
-    found: list[tuple[int, Double]] = [(look, np.eye(3))]
+    found: list[tuple[int, Float]] = [(look, np.eye(3))]
     chain = np.eye(3)
     for other in range(look - 1, -1, -1):
         camera = cameras[other]
@@ -175,7 +185,8 @@ def _neighbours(
 
 
 def _smoothed(glances: list[_Glance], numbers: Sequence[int], between: Sequence[Motion | None]) -> list[_Glance]:
-    """Where close frames were looked at without motion between them, each point on the line through it and its neighbours."""
+    """Where close frames were looked at without motion between them, each point on the line through it and its
+    neighbours."""
     if not any(_unjoined_neighbours(look, numbers, between) for look in range(len(between))):
         return glances
     xy, _, doubt = _stacked(glances)
@@ -211,7 +222,8 @@ def _run_around(look: int, numbers: Sequence[int], between: Sequence[Motion | No
 
 
 def _along_camera(one: _Glance, two: _Glance, motion: Motion, frames: Int) -> Path:
-    """The points on the frames between two glances: the first's carried forward, the second's backward, each trusted near itself."""
+    """The points on the frames between two glances: the first's carried forward, the second's backward, each
+    trusted near itself."""
     camera = motion.camera
     ahead, behind = camera.copy(), np.full_like(camera, np.nan)
     across = camera_across(motion)
@@ -235,7 +247,8 @@ def _along_camera(one: _Glance, two: _Glance, motion: Motion, frames: Int) -> Pa
 def _across_hole(
     look: int, glances: Sequence[_Glance], between: Sequence[Motion | None], numbers: npt.NDArray[np.int_], frames: Int
 ) -> Path:
-    """The points in a hole without motion: a cubic that keeps the velocities of both sides, or a few frames from either side."""
+    """The points in a hole without motion: a cubic that keeps the velocities of both sides, or a few frames
+    from either side."""
     one, two = glances[look], glances[look + 1]
     first, last = int(numbers[look]), int(numbers[look + 1])
     length = last - first
@@ -263,7 +276,7 @@ def _across_hole(
     return xy, nearest * fade, doubt
 
 
-def _camera_velocity(glance: _Glance, motion: Motion | None, *, leaving: bool) -> Double:
+def _camera_velocity(glance: _Glance, motion: Motion | None, *, leaving: bool) -> Float:
     """(32, 2) pixels a frame at which the camera moves the points beside a hole; NaN where unknown."""
     rows = None if motion is None or motion.is_leap else motion.rows_near_end() if leaving else motion.rows_near_start()
     if motion is None or rows is None:

@@ -1,12 +1,16 @@
 """What moved between two looked-at frames: boxes and camera, followed by sparse optical flow on half-size luma.
 
-Points are seeded in every box and on the background, and tracked through the decoded frames by pyramidal Lucas-Kanade (OpenCV),
-each step started from the velocity of the step before. The background gives the camera (a homography, because a broadcast camera
-turns on its tripod), the points of a box give the box. Boxes of the first frame go forward, boxes of the last one backward.
+Points are seeded in every box and on the background, and tracked through the decoded frames by pyramidal
+Lucas-Kanade (OpenCV),
+each step started from the velocity of the step before. The background gives the camera (a homography, because
+a broadcast camera
+turns on its tripod), the points of a box give the box. Boxes of the first frame go forward, boxes of the last
+one backward.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,17 +22,18 @@ from scipy.optimize import linear_sum_assignment
 
 from firsttouch.detect import Detections
 
-Float = npt.NDArray[np.float32]
-Double = npt.NDArray[np.float64]
+Float = npt.NDArray[np.floating[Any]]
 Grey = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
 
 SEEDS = np.array([(x, y) for y in (-0.3, -0.05, 0.2) for x in (-0.15, 0.15)], np.float32)
 """Where in a box its points are, from the centre, in box sizes: head, shirt and shorts, since legs swing."""
 WINDOW = 9
-"""Half-size pixels: most of the width of a far player, and OpenCV's fastest size. 7 to 11 measure alike, 15 is worse."""
+"""Half-size pixels: most of the width of a far player, and OpenCV's fastest size. 7 to 11 measure alike, 15 is
+worse."""
 FIRST_LEVELS, LEVELS = 3, 1
-"""Pyramid levels of the first step, which knows the camera but not the body's own velocity, and of the others, which know both.
+"""Pyramid levels of the first step, which knows the camera but not the body's own velocity, and of the others,
+which know both.
 More levels let a point jump to the next player, fewer lose a turning one."""
 STRAY = 0.25
 """A point that moves this many box widths unlike the others is put back into its place in the box."""
@@ -51,7 +56,8 @@ BALL_PATCH = 9
 """Half-size pixels: the ball (3 to 8) and a rim of grass."""
 BALL_CANDIDATES = 5
 BALL_UNSEEN = 0.4
-"""What the ball's place on the straight line is worth where nothing there looks like it (likeness of a found one is up to 1)."""
+"""What the ball's place on the straight line is worth where nothing there looks like it (likeness of a found
+one is up to 1)."""
 BALL_TURN = 0.04
 """What each pixel a frame off the straight line's speed costs, in likeness."""
 BALL_SPEED = 25.0
@@ -68,27 +74,29 @@ class Motion:
     forward: (M, Na, 4) float32 xyxy of the boxes of a in source pixels; NaN once lost.
     backward: (M, Nb, 4) float32 xyxy of the boxes of b; NaN once lost (seen from b),
         and for those that forward flow clearly reached.
-    camera: (M, 3, 3) float64 homographies of source pixels, a -> frame m; behind a cut b -> frame m. NaN where unknown.
+    camera: (M, 3, 3) float64 homographies of source pixels, a -> frame m; behind a cut b -> frame m. NaN where
+    unknown.
     pairs: (P, 2) int32, rows (of a, of b) that flow says are the same object.
-    cut_after: the picture cuts between rows cut_after and cut_after + 1; None without a cut. With several cuts it is the first.
+    cut_after: the picture cuts between rows cut_after and cut_after + 1; None without a cut. With several cuts
+    it is the first.
     """
 
     frame_numbers: npt.NDArray[np.int32]
     forward: Float
     backward: Float
-    camera: Double
+    camera: Float
     pairs: npt.NDArray[np.int32]
     cut_after: int | None = None
 
     def __post_init__(self) -> None:
         steps = len(self.frame_numbers)
         if not (len(self.forward) == len(self.backward) == len(self.camera) == steps):
-            raise ValueError(
-                f"all columns must have {steps} rows, got {self.forward.shape}, {self.backward.shape}, {self.camera.shape}"
-            )
+            shapes = self.forward.shape, self.backward.shape, self.camera.shape
+            raise ValueError(f"all columns must have {steps} rows, got shapes {shapes}")
 
-    def on_frames(self, values: npt.NDArray[np.floating[Any]], frames: npt.NDArray[np.int32]) -> Float:
-        """Values (M, ...) of the decoded frames, interpolated to `frames` (T, ...). NaN spoils what it touches: none across a cut."""
+    def on_frames(self, values: Float, frames: npt.NDArray[np.int32]) -> Float:
+        """Values (M, ...) of the decoded frames, interpolated to `frames` (T, ...). NaN spoils what it
+        touches: none across a cut."""
         numbers = self.frame_numbers
         after = np.clip(np.searchsorted(numbers, frames), 1, len(numbers) - 1)
         before = after - 1
@@ -136,7 +144,8 @@ def follow(
 
     greys: luma of the decoded frames a..b inclusive, uint8 (h, w), all of one size, evenly scaled down.
     scale: source pixels per grey pixel (2.0 for half-size).
-    Forward flow carries all boxes of a; backward flow, which costs as much, only the boxes of b that forward flow did not clearly
+    Forward flow carries all boxes of a; backward flow, which costs as much, only the boxes of b that forward
+    flow did not clearly
     reach. Pure: no threads, no state. Work is in OpenCV, which releases the GIL.
     """
     numbers = np.asarray(frame_numbers, np.int32)
@@ -180,7 +189,7 @@ def _leap(greys: Sequence[Grey], numbers: npt.NDArray[np.int32], before: Float, 
 
 def _histogram_likeness(before: Grey, after: Grey) -> float:
     histograms = [np.bincount(g[::4, ::4].ravel() >> 3, minlength=32).astype(np.float32) for g in (before, after)]
-    return float(np.corrcoef(histograms)[0, 1])
+    return float(np.corrcoef(histograms[0], histograms[1]).ravel()[1])
 
 
 def find_cuts(greys: Sequence[Grey]) -> list[int]:
@@ -190,7 +199,7 @@ def find_cuts(greys: Sequence[Grey]) -> list[int]:
     """
     thumbs = [cv2.resize(g, (64, 36), interpolation=cv2.INTER_AREA).astype(np.float32) for g in greys]
     cuts = []
-    for m, (before, after) in enumerate(zip(thumbs[:-1], thumbs[1:], strict=True)):
+    for m, (before, after) in enumerate(itertools.pairwise(thumbs)):
         if np.abs(before - after).mean() < 12.0:
             continue
         likeness = cv2.matchTemplate(after, before[4:-4, 12:-12], cv2.TM_CCOEFF_NORMED).max()
@@ -200,7 +209,8 @@ def find_cuts(greys: Sequence[Grey]) -> list[int]:
 
 
 def _clearly_reached(carried: Float, boxes: Float, carried_ball: Bool, ball: Bool) -> Bool:
-    """(Nb,) whether a carried box of the same kind came close and no other is near, so that there is nothing to settle."""
+    """(Nb,) whether a carried box of the same kind came close and no other is near, so that there is nothing
+    to settle."""
     distance = box_distance(carried, boxes)
     distance[np.not_equal.outer(carried_ball, ball)] = np.inf
     if not distance.size:
@@ -213,7 +223,8 @@ def _clearly_reached(carried: Float, boxes: Float, carried_ball: Bool, ball: Boo
 def _paired(
     forward: Float, backward: Float, before: Float, after: Float, before_ball: Bool, after_ball: Bool
 ) -> npt.NDArray[np.int32]:
-    """Rows (of a, of b) that are one object, (P, 2): the nearer of forward flow at b and backward flow at a decides."""
+    """Rows (of a, of b) that are one object, (P, 2): the nearer of forward flow at b and backward flow at a
+    decides."""
     if not len(before) or not len(after):
         return np.zeros((0, 2), np.int32)
     cost = np.minimum(box_distance(forward[-1], after), box_distance(before, backward[0]))
@@ -226,7 +237,7 @@ def _paired(
     return np.stack([rows[good], columns[good]], 1).astype(np.int32)
 
 
-def box_distance(a: Float, b: Float) -> Double:
+def box_distance(a: Float, b: Float) -> Float:
     """(Na, Nb) distance of the centres, in mean heights; NaN rows give infinity."""
     centre_a, centre_b = (a[:, :2] + a[:, 2:]) / 2, (b[:, :2] + b[:, 2:]) / 2
     height = ((a[:, 3] - a[:, 1])[:, None] + (b[:, 3] - b[:, 1])[None]) / 2
@@ -235,21 +246,21 @@ def box_distance(a: Float, b: Float) -> Double:
     return np.where(np.isfinite(distance), distance, np.inf)
 
 
-def camera_across(motion: Motion | None) -> Double | None:
+def camera_across(motion: Motion | None) -> Float | None:
     """Homography from the first to the last frame; None without motion, behind a cut, or where it was not found."""
     if motion is None or motion.cut_after is not None or not np.isfinite(motion.camera[-1]).all():
         return None
-    return motion.camera[-1]
+    return np.asarray(motion.camera[-1])
 
 
-def moved_boxes(homography: Double, boxes: Float) -> Float:
+def moved_boxes(homography: Float, boxes: Float) -> Float:
     """Boxes (N, 4) whose centres go through a homography; width and height stay."""
     centre = moved_points(homography, (boxes[:, :2] + boxes[:, 2:]) / 2)
     half = (boxes[:, 2:] - boxes[:, :2]) / 2
     return np.concatenate([centre - half, centre + half], 1).astype(np.float32)
 
 
-def moved_points(homography: Double, points: npt.NDArray[np.floating]) -> Double:
+def moved_points(homography: Float, points: Float) -> Float:
     """Points (..., 2) through homographies (..., 3, 3)."""
     x, y = points[..., 0], points[..., 1]
     h = homography
@@ -260,13 +271,14 @@ def moved_points(homography: Double, points: npt.NDArray[np.floating]) -> Double
     return np.asarray(np.stack([u, v], -1), np.float64)
 
 
-def _follow_camera(greys: Sequence[Grey], numbers: npt.NDArray[np.int32], order: range, boxes: Float) -> Double:
-    """(M, 3, 3) homographies in grey pixels from row order[0] to each row of `order`; NaN where not found, or not in `order`."""
+def _follow_camera(greys: Sequence[Grey], numbers: npt.NDArray[np.int32], order: range, boxes: Float) -> Float:
+    """(M, 3, 3) homographies in grey pixels from row order[0] to each row of `order`; NaN where not found, or
+    not in `order`."""
     camera = np.full((len(greys), 3, 3), np.nan)
     camera[order[0]] = np.eye(3)
     start = _background_points(greys[order[0]], boxes)
     points, velocity = start.copy(), np.zeros_like(start)
-    for step, (before, after) in enumerate(zip(order[:-1], order[1:], strict=True)):
+    for step, (before, after) in enumerate(itertools.pairwise(order)):
         if len(points) < 8:
             break
         elapsed = abs(int(numbers[after]) - int(numbers[before]))
@@ -285,7 +297,8 @@ def _follow_camera(greys: Sequence[Grey], numbers: npt.NDArray[np.int32], order:
 def _coarse_shift(before: Grey, after: Grey) -> Float:
     """(2,) pixels by which the scene moved: phase correlation of quarter-size pictures without their slow shades.
 
-    On clip a it is within 15 px (source) of the camera at 25 and 40 frames in half of all cases, which is near enough for flow.
+    On clip a it is within 15 px (source) of the camera at 25 and 40 frames in half of all cases, which is near
+    enough for flow.
     """
     size = (before.shape[1] // 4, before.shape[0] // 4)
     window = cv2.createHanningWindow(size, cv2.CV_32F)
@@ -298,11 +311,12 @@ def _coarse_shift(before: Grey, after: Grey) -> Float:
 
 
 def _follow_boxes(
-    greys: Sequence[Grey], numbers: npt.NDArray[np.int32], order: range, boxes: Float, camera: Double
+    greys: Sequence[Grey], numbers: npt.NDArray[np.int32], order: range, boxes: Float, camera: Float
 ) -> Float:
     """Boxes (M, N, 4) in grey pixels along `order` from row order[0]; NaN once lost, and for rows not in `order`.
 
-    Every step starts where the camera and the body's own velocity lead; the median of the points' displacement moves the box.
+    Every step starts where the camera and the body's own velocity lead; the median of the points' displacement
+    moves the box.
     """
     carried = np.full((len(greys), len(boxes), 4), np.nan, np.float32)
     carried[order[0]] = boxes
@@ -314,7 +328,7 @@ def _follow_boxes(
     points = centre[:, None] + places
     velocity = np.zeros_like(centre)
     alive = np.arange(len(boxes))
-    for step, (before, after) in enumerate(zip(order[:-1], order[1:], strict=True)):
+    for step, (before, after) in enumerate(itertools.pairwise(order)):
         if not len(alive):
             break
         elapsed = abs(int(numbers[after]) - int(numbers[before]))
@@ -342,7 +356,7 @@ def _with_ball(
     last: Detections,
     before: Float,
     after: Float,
-    camera: Double,
+    camera: Float,
     forward: Float,
     backward: Float,
     pairs: npt.NDArray[np.int32],
@@ -365,11 +379,12 @@ def _likeliest_ball(detections: Detections) -> int | None:
 
 
 def _ball_path(
-    greys: Sequence[Grey], numbers: npt.NDArray[np.int32], start: Float, stop: Float, camera: Double
+    greys: Sequence[Grey], numbers: npt.NDArray[np.int32], start: Float, stop: Float, camera: Float
 ) -> Float | None:
     """(M, 4) boxes of the ball from `start` to `stop`: the places that look like it, joined at little cost (Viterbi).
 
-    Flow loses so small a thing, but both its ends are known, so it is searched for around the straight line between them, as seen
+    Flow loses so small a thing, but both its ends are known, so it is searched for around the straight line
+    between them, as seen
     by the camera. A kick costs, but may be. None where the ball could not have come that far.
     """
     ends = np.stack([(start[:2] + start[2:]) / 2, (stop[:2] + stop[2:]) / 2])
@@ -383,7 +398,8 @@ def _ball_path(
     templates = [_patch(greys[0], ends[0], BALL_PATCH), _patch(greys[-1], ends[1], BALL_PATCH)]
     if any(t.std() < 2 for t in templates):
         return None
-    places, scores = [ends[:1].astype(np.float64)], [np.zeros(1)]
+    places: list[Float] = [ends[:1]]
+    scores: list[Float] = [np.zeros(1)]
     for m in range(1, len(greys) - 1):
         middle = _moved_by(camera[m], (ends[0] + shares[m] * (home - ends[0]))[None])[0]
         found, likeness = _ball_candidates(greys[m], middle, radius, templates)
@@ -397,7 +413,7 @@ def _ball_path(
     return np.concatenate([centres - sizes / 2, centres + sizes / 2], 1).astype(np.float32)
 
 
-def _ball_candidates(grey: Grey, middle: Double, radius: int, templates: list[Grey]) -> tuple[Double, Double]:
+def _ball_candidates(grey: Grey, middle: Float, radius: int, templates: list[Grey]) -> tuple[Float, Float]:
     """The few places (K, 2) around `middle` that look most like either template, and how much (K,)."""
     region = _patch(grey, middle, 2 * radius + BALL_PATCH)
     likeness = np.maximum(*(cv2.matchTemplate(region, t, cv2.TM_CCOEFF_NORMED) for t in templates))
@@ -409,7 +425,7 @@ def _ball_candidates(grey: Grey, middle: Double, radius: int, templates: list[Gr
     return fine + corner, likeness.ravel()[peaks].astype(np.float64)
 
 
-def _vertex(values: Float, y: npt.NDArray[np.intp], x: npt.NDArray[np.intp], dy: int, dx: int) -> Double:
+def _vertex(values: Float, y: npt.NDArray[np.intp], x: npt.NDArray[np.intp], dy: int, dx: int) -> Float:
     """Offset of the top of the parabola through a peak and its two neighbours; 0 at the rim."""
     height, width = values.shape
     inside = (y >= 1) & (y < height - 1) & (x >= 1) & (x < width - 1)
@@ -420,8 +436,8 @@ def _vertex(values: Float, y: npt.NDArray[np.intp], x: npt.NDArray[np.intp], dy:
 
 
 def _cheapest_path(
-    places: list[Double], scores: list[Double], numbers: npt.NDArray[np.int32], speed: Double
-) -> list[Double]:
+    places: list[Float], scores: list[Float], numbers: npt.NDArray[np.int32], speed: Float
+) -> list[Float]:
     """One place per row: most likeness, least change of speed (pixels a frame) against the straight line."""
     best, came = scores[0], []
     for m in range(1, len(places)):
@@ -438,21 +454,21 @@ def _cheapest_path(
     return chosen[::-1]
 
 
-def _patch(grey: Grey, centre: npt.NDArray[np.floating], side: int) -> Grey:
+def _patch(grey: Grey, centre: Float, side: int) -> Grey:
     """A square around a place, centred on a whole pixel, the picture's rim repeated outside."""
     half = side // 2
     x, y = np.round(centre).astype(int)
     rows = np.clip(np.arange(y - half, y - half + side), 0, grey.shape[0] - 1)
     columns = np.clip(np.arange(x - half, x - half + side), 0, grey.shape[1] - 1)
-    return grey[rows[:, None], columns]
+    return np.asarray(grey[rows[:, None], columns])
 
 
-def _moved_by(homography: Double, points: npt.NDArray[np.floating]) -> Double:
+def _moved_by(homography: Float, points: Float) -> Float:
     moved = np.concatenate([points, np.ones((len(points), 1))], 1) @ homography.T
     return np.asarray(moved[:, :2] / moved[:, 2:])
 
 
-def _homed(homography: Double, points: npt.NDArray[np.floating]) -> Double:
+def _homed(homography: Float, points: Float) -> Float:
     return _moved_by(np.linalg.inv(homography), points)
 
 
@@ -480,7 +496,7 @@ def _median(values: Float, known: Bool) -> Float:
     return np.asarray((ordered[rows, low] + ordered[rows, high]) / 2, np.float32)
 
 
-def _camera_step(camera: Double, before: int, after: int, points: Float) -> Float:
+def _camera_step(camera: Float, before: int, after: int, points: Float) -> Float:
     """Points (N, 2) moved as the camera moved between two rows; unmoved where that is not known."""
     if not (np.isfinite(camera[before, 0, 0]) and np.isfinite(camera[after, 0, 0])):
         return points
@@ -511,7 +527,7 @@ def _background_points(grey: Grey, boxes: Float) -> Float:
     return np.asarray(points[good], np.float32)
 
 
-def _camera(start: Float, points: Float) -> Double | None:
+def _camera(start: Float, points: Float) -> Float | None:
     """The homography most of the points follow; None when fewer than eight, or than 30 %, agree on one."""
     if len(start) < 8:
         return None
@@ -521,7 +537,7 @@ def _camera(start: Float, points: Float) -> Double | None:
     return np.asarray(homography, np.float64)
 
 
-def _rescaled(homographies: Double, scale: float) -> Double:
+def _rescaled(homographies: Float, scale: float) -> Float:
     """(M, 3, 3) from grey pixels to source pixels, pixel centres kept: x_source + 0.5 = scale * (x_grey + 0.5)."""
     offset = 0.5 * scale - 0.5
     up = np.array([[scale, 0, offset], [0, scale, offset], [0, 0, 1.0]])

@@ -1,23 +1,28 @@
-"""Identities over the whole clip: which detections of the looked-at frames are one body, what class it is, where the one ball is.
+"""Identities over the whole clip: which detections of the looked-at frames are one body, what class it is,
+where the one ball is.
 
-Matching follows ByteTrack's idea: sure detections first, then weak ones for the tracks still without one. A maintained ByteTrack
-library cannot be used: it predicts with its own frame-to-frame Kalman filter, while our looked-at frames lie some 16 frames apart
-and the prediction comes from optical flow (`Motion`). Where no motion is at hand (every frame looked at, or a hole in the fetch)
+Matching follows ByteTrack's idea: sure detections first, then weak ones for the tracks still without one. A
+maintained ByteTrack
+library cannot be used: it predicts with its own frame-to-frame Kalman filter, while our looked-at frames lie
+some 16 frames apart
+and the prediction comes from optical flow (`Motion`). Where no motion is at hand (every frame looked at, or a
+hole in the fetch)
 the prediction is the track's own velocity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from firsttouch.detect import Detections
-from firsttouch.motion import Double, Float, Motion, box_distance, camera_across, moved_boxes, moved_points
+from firsttouch.motion import Float, Motion, box_distance, camera_across, moved_boxes, moved_points
 
 Bool = npt.NDArray[np.bool_]
 Int = npt.NDArray[np.int32]
@@ -29,7 +34,8 @@ FORGET_FRAMES = 40
 ASPECT_FRAMES = 25.0
 """Boxes of a body this far away still say how wide it usually is."""
 BRIDGE_FRAMES = 12
-"""A loss over several glances is filled up to this length, over a single glance always: detectors blink, bodies do not."""
+"""A loss over several glances is filled up to this length, over a single glance always: detectors blink,
+bodies do not."""
 COAST_FRAMES = 30
 """A velocity is believed for this long."""
 HOLE_FRAMES = 60
@@ -51,7 +57,8 @@ BALL_RESTART = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Tracks:
-    """Who is where in the looked-at frames: columns of equal length, one row per body and looked-at frame, by look, then id.
+    """Who is where in the looked-at frames: columns of equal length, one row per body and looked-at frame, by
+    look, then id.
 
     frame_numbers: (S,) int32, the looked-at frames. look: (R,) int32 index into them. id: (R,) int32.
     row: (R,) int32 row of the detection, -1 where the track was carried through a frame in which it was not detected.
@@ -77,9 +84,11 @@ class Tracks:
 def link(
     detections: Sequence[Detections], motions: Sequence[Motion], *, tracking: bool = True, sure: float = SURE
 ) -> Tracks:
-    """Identities of all detections; `detections` by rising frame number, `motions` between neighbours of them (any may be absent).
+    """Identities of all detections; `detections` by rising frame number, `motions` between neighbours of them
+    (any may be absent).
 
-    tracking=False skips association over the clip and the votes: a body keeps its id only while flow itself hands it on.
+    tracking=False skips association over the clip and the votes: a body keeps its id only while flow itself
+    hands it on.
     """
     between = motions_between(detections, motions)
     numbers = np.array([d.frame_number for d in detections], np.int32)
@@ -95,7 +104,7 @@ def link(
 def motions_between(detections: Sequence[Detections], motions: Sequence[Motion]) -> list[Motion | None]:
     """(S - 1) motions, entry i from detections[i] to detections[i + 1]; None where there is none."""
     known = {(m.first, m.last): m for m in motions}
-    return [known.get((a.frame_number, b.frame_number)) for a, b in zip(detections[:-1], detections[1:], strict=True)]
+    return [known.get((a.frame_number, b.frame_number)) for a, b in itertools.pairwise(detections)]
 
 
 @dataclass(slots=True)
@@ -112,7 +121,8 @@ class _Row:
 class _Live:
     """The tracks that may still be continued, as columns (T, ...).
 
-    box: where each is predicted now. seen, row, at: when, as which detection and where it was last seen. velocity: pixels a frame
+    box: where each is predicted now. seen, row, at: when, as which detection and where it was last seen.
+    velocity: pixels a frame
     in the picture; own: the same without what the camera did. scores: votes so far, older ones fading.
     """
 
@@ -227,7 +237,7 @@ def _match(live: _Live, tolerance: Float, boxes: Float, scores: Float, sure: Boo
 
 
 def _directions(scores: Float) -> Float:
-    return scores / np.maximum(np.linalg.norm(scores, axis=1, keepdims=True), 1e-6)
+    return np.asarray(scores / np.maximum(np.linalg.norm(scores, axis=1, keepdims=True), 1e-6))
 
 
 def _continue(
@@ -315,7 +325,7 @@ def _bridged(rows: list[_Row], numbers: Int, between: Sequence[Motion | None]) -
         by_id.setdefault(row.id, []).append(row)
     filled = list(rows)
     for mine in by_id.values():
-        for before, after in zip(mine[:-1], mine[1:], strict=True):
+        for before, after in itertools.pairwise(mine):
             unseen = numbers[after.look] - numbers[before.look]
             if after.look - before.look > 2 and unseen > BRIDGE_FRAMES:
                 continue
@@ -356,70 +366,109 @@ def _seen_from_after(row: _Row, look: int, between: Sequence[Motion | None]) -> 
 
 
 def _ball_path(detections: Sequence[Detections], between: Sequence[Motion | None], numbers: Int) -> list[_Row]:
-    """The best path over all ball candidates (Viterbi): confident places, reachable at a ball's speed, losses allowed."""
-    candidates = [np.flatnonzero(d.class_id == 0) for d in detections]
-    people = [d.xyxy[d.class_id != 0] for d in detections]
-    heights = np.concatenate([p[:, 3] - p[:, 1] for p in people]) if people else np.zeros(0)
-    pixels_per_metre = (float(np.median(heights)) if len(heights) else 45.0) / BODY_METRES
-    reach = BALL_METRES_PER_FRAME * pixels_per_metre
-    best: list[Double] = []
-    came_from: list[list[tuple[int, int] | None]] = []
+    """The best path over all ball candidates (Viterbi): confident places, reachable at a ball's speed, losses
+    allowed. Short losses are filled, long ones stay losses."""
+    balls = [np.flatnonzero(d.class_id == 0) for d in detections]
+    reach = BALL_METRES_PER_FRAME * _pixels_per_metre(detections)
+    best: list[Float] = []
+    came_from: list[list[_Place | None]] = []
     peak, peak_at = 0.0, None
-    for look, mine in enumerate(candidates):
-        confidence = detections[look].class_scores[mine, 0].astype(np.float64)
-        score = np.full(len(mine), max(peak - BALL_RESTART, 0.0) if peak_at else 0.0)
-        origin: list[tuple[int, int] | None] = [peak_at if score[0] > 0 else None] * len(mine) if len(mine) else []
-        where = _centres(detections[look].xyxy[mine])
-        chain: Double | None = np.eye(3)
-        for earlier in range(look - 1, -1, -1):
-            elapsed = int(numbers[look] - numbers[earlier])
-            if elapsed > BALL_MEMORY_FRAMES or not len(mine):
-                break
-            motion = between[earlier]
-            if motion is not None and motion.cut_after is not None:
-                break
-            camera = camera_across(motion)
-            chain = chain @ camera if chain is not None and camera is not None else None
-            if not len(candidates[earlier]):
-                continue
-            start = _centres(detections[earlier].xyxy[candidates[earlier]])
-            moved = start if chain is None else moved_points(chain, start)
-            gap = np.linalg.norm(moved[:, None] - where[None], axis=-1)
-            allowed = reach * elapsed * (1.0 if chain is not None else 2.0) + 0.3 * pixels_per_metre
-            step = best[earlier][:, None] - 2.0 * (gap / allowed) ** 2 - 0.02 * elapsed
-            step = np.where(gap <= allowed, step, -np.inf)
-            winner = step.argmax(0)
-            value = step[winner, np.arange(len(mine))]
+    for look, mine in enumerate(balls):
+        score = np.full(len(mine), max(peak - BALL_RESTART, 0.0))
+        origin: list[_Place | None] = [peak_at and _Place(*peak_at[:2], anew=True)] * len(mine)
+        for earlier, camera in _memory(look, numbers, between) if len(mine) else ():
+            value, winner = _reached(detections, balls, earlier, look, camera, best[earlier], reach, numbers)
             for k in np.flatnonzero(value > score):
-                score[k], origin[k] = value[k], (earlier, int(winner[k]))
+                score[k], origin[k] = value[k], _Place(earlier, int(winner[k]))
+        confidence = detections[look].class_scores[mine, 0].astype(np.float64)
         best.append(score + np.log(np.maximum(confidence, 1e-3) / BALL_FLOOR))
         came_from.append(origin)
         if len(mine) and best[-1].max() > peak:
             peak, peak_at = float(best[-1].max()), (look, int(best[-1].argmax()))
-    path = []
-    while peak_at is not None:
-        path.append(peak_at)
-        peak_at = came_from[peak_at[0]][peak_at[1]]
+    pieces = _traced(peak_at and _Place(*peak_at), came_from)
+    return [row for piece in pieces for row in _ball_piece(piece, detections, balls, numbers, between)]
+
+
+class _Place(NamedTuple):
+    """Candidate k of a looked-at frame; anew: the path was taken up again there, not followed."""
+
+    look: int
+    k: int
+    anew: bool = False
+
+
+def _pixels_per_metre(detections: Sequence[Detections]) -> float:
+    heights = [d.xyxy[d.class_id != 0][:, 3] - d.xyxy[d.class_id != 0][:, 1] for d in detections]
+    tall = np.concatenate(heights) if heights else np.zeros(0)
+    return (float(np.median(tall)) if len(tall) else 45.0) / BODY_METRES
+
+
+def _memory(look: int, numbers: Int, between: Sequence[Motion | None]) -> Iterator[tuple[int, Float | None]]:
+    """Earlier looked-at frames within a ball's memory and the camera from each to this one (None: not known)."""
+    chain: Float | None = np.eye(3)
+    for earlier in range(look - 1, -1, -1):
+        motion = between[earlier]
+        if numbers[look] - numbers[earlier] > BALL_MEMORY_FRAMES:
+            return
+        if motion is not None and motion.cut_after is not None:
+            return
+        camera = camera_across(motion)
+        chain = chain @ camera if chain is not None and camera is not None else None
+        yield earlier, chain
+
+
+def _reached(
+    detections: Sequence[Detections],
+    balls: Sequence[npt.NDArray[np.intp]],
+    earlier: int,
+    look: int,
+    camera: Float | None,
+    best: Float,
+    reach: float,
+    numbers: Int,
+) -> tuple[Float, npt.NDArray[np.intp]]:
+    """For each candidate now: the value of the best path to it from an earlier frame, and from which candidate."""
+    where = _centres(detections[look].xyxy[balls[look]])
+    start = _centres(detections[earlier].xyxy[balls[earlier]])
+    if not len(start):
+        return np.full(len(where), -np.inf), np.zeros(len(where), np.intp)
+    elapsed = int(numbers[look] - numbers[earlier])
+    moved = start if camera is None else moved_points(camera, start)
+    gap = np.linalg.norm(moved[:, None] - where[None], axis=-1)
+    allowed = reach * (elapsed * (1.0 if camera is not None else 2.0) + 0.25)
+    value = best[:, None] - 2.0 * (gap / allowed) ** 2 - 0.02 * elapsed
+    value = np.where(gap <= allowed, value, -np.inf)
+    winner = value.argmax(0)
+    return value[winner, np.arange(len(where))], winner
+
+
+def _traced(end: _Place | None, came_from: Sequence[Sequence[_Place | None]]) -> list[list[_Place]]:
+    """The path back from its end, cut where it was taken up anew; in rising time."""
+    pieces: list[list[_Place]] = [[]]
+    while end is not None:
+        pieces[-1].append(end)
+        end = came_from[end.look][end.k]
+        if end is not None and end.anew:
+            pieces.append([])
+    return [piece[::-1] for piece in reversed(pieces)]
+
+
+def _ball_piece(
+    piece: Sequence[_Place],
+    detections: Sequence[Detections],
+    balls: Sequence[npt.NDArray[np.intp]],
+    numbers: Int,
+    between: Sequence[Motion | None],
+) -> list[_Row]:
     rows = []
-    for look, k in reversed(path):
-        row = int(candidates[look][k])
-        confidence = float(detections[look].class_scores[row, 0])
-        rows.append(_Row(look, BALL_ID, row, 0, confidence, detections[look].xyxy[row]))
-    return _ball_bridged(rows, numbers, between)
+    for place in piece:
+        row = int(balls[place.look][place.k])
+        detection = detections[place.look]
+        rows.append(_Row(place.look, BALL_ID, row, 0, float(detection.class_scores[row, 0]), detection.xyxy[row]))
+    return _bridged(rows, numbers, between)
 
 
-def _ball_bridged(rows: list[_Row], numbers: Int, between: Sequence[Motion | None]) -> list[_Row]:
-    """Short losses of the ball are filled, long ones stay losses."""
-    pieces: list[list[_Row]] = []
-    for row in rows:
-        if pieces and numbers[row.look] - numbers[pieces[-1][-1].look] <= FORGET_FRAMES:
-            pieces[-1].append(row)
-        else:
-            pieces.append([row])
-    return [row for piece in pieces for row in _bridged(piece, numbers, between)]
-
-
-def _centres(boxes: Float) -> Double:
+def _centres(boxes: Float) -> Float:
     return ((boxes[:, :2] + boxes[:, 2:]) / 2).astype(np.float64)
 
 
@@ -439,7 +488,8 @@ def _columns(numbers: Int, rows: list[_Row]) -> Tracks:
 
 
 def _usual_aspect(xyxy: Float, ids: Int, frames: Int) -> Float:
-    """(R,) width over height, averaged over the same body's boxes around each frame, and a little over all bodies of its kind."""
+    """(R,) width over height, averaged over the same body's boxes around each frame, and a little over all
+    bodies of its kind."""
     size = np.maximum(xyxy[:, 2:] - xyxy[:, :2], 1)
     aspect = np.log(size[:, 0] / size[:, 1])
     usual = aspect.copy()
