@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from av.codec.hwaccel import HWAccel
-from clips import RECIPES, SHARED_CLIPS, Recipe, make_clip, number_in, picture, remux
+from clips import FRAGMENTED, RECIPES, SHARED_CLIPS, Recipe, boxes, make_clip, number_in, picture, remux
 
 from firsttouch.clock import Deadline
 from firsttouch.decode import Frame, GopDecoder, StreamDecoder, decode_stream, grey_factor, is_reference
-from firsttouch.errors import DeadlineExceeded, DecodeFailed, NotAVideo
+from firsttouch.errors import DeadlineExceeded, DecodeFailed, IndexInvalid, NotAVideo
 from firsttouch.index import Index, read_index
 from firsttouch.sparse import SparseBytes
 
@@ -234,7 +234,7 @@ def test_run_must_start_at_a_key_frame(folder: Path) -> None:
 
 def test_larger_pictures_than_the_cap_are_not_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sparse, index = opened(make_clip(RECIPES["full_hd"], folder))
-    monkeypatch.setattr("firsttouch.decode.MAX_PIXELS", 1000 * 1000)
+    monkeypatch.setattr("firsttouch.decode.gop.MAX_PIXELS", 1000 * 1000)
     assert list(GopDecoder(index, sparse.read, range(6)).frames()) == []
 
 
@@ -321,6 +321,56 @@ def test_stream_without_a_picture_is_a_typed_error(folder: Path) -> None:
     assert index.frame_count == 60
 
 
+@pytest.mark.parametrize("name", ["faststart", "moov_last", "fragmented"])
+@pytest.mark.parametrize("known", [True, False])
+def test_hostile_index_is_refused_in_stream_mode_too(name: str, known: bool, folder: Path) -> None:
+    data = bytearray(make_clip(RECIPES[name], folder).read_bytes())
+    kind = b"trun" if name == "fragmented" else b"stts"
+    for start, _ in boxes(bytes(data), kind):
+        if kind == b"trun":
+            data[start + 10] = 0  # the samples have no fields of their own
+        count = start + (12 if kind == b"trun" else 16)
+        data[count : count + 4] = (10**9).to_bytes(4, "big")
+    sparse = SparseBytes(len(data) if known else None)
+    sparse.write(0, bytes(data))
+    if not known:
+        sparse.finish(len(data))
+    with pytest.raises(IndexInvalid, match="claims"):
+        list(decode_stream(sparse))
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mkv", "flv", "mp4"])
+def test_stream_starts_long_before_all_of_it_is_there(suffix: str, folder: Path) -> None:
+    recipe = Recipe(
+        "long_" + suffix.replace("mp4", "fragmented"),
+        frames=500,
+        params="bframes=2:qp=6",
+        container=FRAGMENTED if suffix == "mp4" else {},
+    )
+    path = make_clip(recipe, folder)
+    if suffix != "mp4":
+        path = remux(path, folder / f"long.{suffix}")
+    data = path.read_bytes()
+    assert len(data) > 1_400_000
+    sparse = SparseBytes(len(data))
+    sparse.write(0, data[: len(data) // 2])
+    stream = StreamDecoder(sparse, Deadline.after(5))
+    assert next(stream.frames()).frame_number == 0
+    assert stream.frames_per_second == 25
+    stream.close()
+
+
+def test_picture_of_another_size_than_the_container_says_is_scaled_to_it(folder: Path) -> None:
+    data = bytearray(make_clip(RECIPES["moov_last"], folder).read_bytes())
+    start, _ = next(boxes(bytes(data), b"stsd"))
+    data[start + 48 : start + 52] = (160).to_bytes(2, "big") + (90).to_bytes(2, "big")
+    sparse = SparseBytes(len(data))
+    sparse.write(0, bytes(data))
+    index = read_index(sparse)
+    frame = next(gop_by_gop(sparse, index))
+    assert frame.y.shape == (index.height, index.width) == (90, 160)
+
+
 def test_frames_keep_their_picture_after_the_decoder_is_closed(folder: Path) -> None:
     sparse, index = opened(make_clip(RECIPES["moov_last"], folder))
     decoder = GopDecoder(index, sparse.read, range(20))
@@ -337,7 +387,7 @@ def test_frames_keep_their_picture_after_the_decoder_is_closed(folder: Path) -> 
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr("firsttouch.decode._said", set())
+    monkeypatch.setattr("firsttouch.decode.gop._said", set())
     caplog.set_level("INFO", "firsttouch.decode")
     return caplog
 
@@ -392,7 +442,7 @@ def test_a_chip_that_decodes_is_reported_once_and_gives_the_same_planes(
     folder: Path, lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sparse, index = opened(make_clip(RECIPES["pyramid"], folder))
-    monkeypatch.setattr("firsttouch.decode._open_nvdec", lambda index, options: Chip(index))
+    monkeypatch.setattr("firsttouch.decode.gop._open_nvdec", lambda index, options: Chip(index))
     soft = list(GopDecoder(index, sparse.read, range(20)).frames())
     for _ in range(2):
         decoder = GopDecoder(index, sparse.read, range(20), device="cuda")
@@ -412,7 +462,7 @@ def test_a_chip_that_refuses_the_clip_is_replaced_by_software_from_the_first_row
     chip: dict[str, bool | int], folder: Path, lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sparse, index = opened(make_clip(RECIPES["moov_last"], folder))
-    monkeypatch.setattr("firsttouch.decode._open_nvdec", lambda index, options: Chip(index, **chip))
+    monkeypatch.setattr("firsttouch.decode.gop._open_nvdec", lambda index, options: Chip(index, **chip))
     decoder = GopDecoder(index, sparse.read, range(20), device="cuda")
     assert [f.frame_number for f in decoder.frames()] == list(range(20))
     assert not decoder.hardware

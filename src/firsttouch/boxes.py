@@ -92,10 +92,11 @@ def children(data: bytes | bytearray, parent: Box) -> Iterator[Box]:
         at = box.stop
 
 
-def read_moov(moov: bytes) -> VideoTrack:
+def read_moov(moov: bytes, *, max_descriptions: int = 1) -> VideoTrack:
     """Check a whole moov box and slim it to the first video track; everything else becomes free space.
 
-    FFmpeg then parses one track and no metadata. Raises IndexInvalid, IndexNotFound, NotAVideo.
+    FFmpeg then parses one track and no metadata. Raises IndexInvalid, NotAVideo, and IndexNotFound for what no
+    index can tell: a compressed moov, or more than `max_descriptions` sets of codec parameters.
     """
     data = bytearray(moov)
     root = Box(b"moov", 0, read_header(moov[:16], 0, 0, len(moov)).body, len(moov))
@@ -109,7 +110,7 @@ def read_moov(moov: bytes) -> VideoTrack:
         raise IndexNotFound("the index is compressed (cmov)")
     fragmented = any(box.kind == b"mvex" for box in children(data, root))
     _blank_others(data, root, keep_track=video)
-    facts = _Facts()
+    facts = _Facts(max_descriptions)
     _check(data, video, facts)
     if not facts.codec_tag:
         raise IndexInvalid("the video track has no sample description")
@@ -154,6 +155,7 @@ def read_moof(moof: bytes, track_id: int) -> tuple[bytes, int]:
 
 @dataclass(slots=True)
 class _Facts:
+    max_descriptions: int
     track_id: int = 0
     codec_tag: bytes = b""
     width: int = 0
@@ -268,7 +270,7 @@ def _read_description(data: bytearray, box: Box, facts: _Facts) -> None:
     entries = _u32(data, box, 4)
     if box.stop - box.body > MAX_DESCRIPTIONS_BYTES:
         raise IndexInvalid(f"the sample description has {box.stop - box.body} bytes")
-    if entries > 1:
+    if entries > facts.max_descriptions:
         raise IndexNotFound(f"the codec parameters change inside the file ({entries} descriptions)")
     if entries < 1 or box.stop - box.body < 8 + 36:
         raise IndexInvalid("the sample description is empty")

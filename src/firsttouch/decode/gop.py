@@ -1,8 +1,7 @@
-"""Samples to pictures: GOPs side by side, each in its own decoder fed by row, and streams in order.
+"""Indexed samples to frames: GOPs side by side, each in its own decoder fed by row, on the CPU or the GPU's chip.
 
-A picture is three 8-bit planes (4:2:0, limited range), seen in place in the decoder's memory. Frames are
-numbered through the row their packet came from, which travels through the decoder as its pts: no timestamp
-is compared.
+Frames are numbered through the row their packet came from, which travels through the decoder as its pts: no
+timestamp is compared.
 """
 
 from __future__ import annotations
@@ -10,93 +9,18 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import BinaryIO, Protocol
 
 import av
-import cv2
 import numpy as np
-import numpy.typing as npt
 from av.codec.hwaccel import HWAccel
-from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
-from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, VideoReformatter
 
-from firsttouch.boxes import read_header
-from firsttouch.clock import Deadline
-from firsttouch.errors import DecodeFailed, NotAVideo
+from firsttouch.decode.frame import MAX_PIXELS, Converter, Frame
+from firsttouch.errors import DecodeFailed
 from firsttouch.index import Index
 from firsttouch.ranges import ByteRange
 
-logger = logging.getLogger(__name__)
-
-Plane = npt.NDArray[np.uint8]
-
-MAX_PIXELS = 8192 * 4352
-"""8K. The decoder refuses larger pictures before it allocates them, whatever the container said."""
-GREY_WIDTH = 640
-"""Longer side that flow works at: half of 720p."""
-
-
-def grey_factor(width: int, height: int) -> int:
-    """The whole number by which `Frame.grey` divides: 2 for 720p, 3 for 1080p, 1 for 848x478."""
-    return max(1, round(max(width, height) / GREY_WIDTH))
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One decoded picture. The planes are views of the decoder's memory: drop the frame to give it back."""
-
-    frame_number: int
-    pts: int
-    row: int
-    """The sample's row in the index; the frame number in stream mode."""
-    picture: VideoFrame
-    rotation: int = 0
-
-    @property
-    def y(self) -> Plane:
-        """Luma, (H, W) uint8; rows may be further apart than W bytes."""
-        return self._turned(self._plane(0, self.picture.width, self.picture.height))
-
-    @property
-    def u(self) -> Plane:
-        """Blue difference, (ceil(H / 2), ceil(W / 2)) uint8; a copy where the decoder's is interleaved (nv12)."""
-        return self._chroma(0)
-
-    @property
-    def v(self) -> Plane:
-        """Red difference, as `u`."""
-        return self._chroma(1)
-
-    def grey(self) -> Plane:
-        """Luma for flow, a copy: (H // k, W // k) uint8, each pixel the mean of k x k, k = `grey_factor`."""
-        y = self.y
-        height, width = y.shape
-        factor = grey_factor(width, height)
-        if factor == 1:
-            return y.copy()
-        small = (width // factor, height // factor)
-        whole = y[: small[1] * factor, : small[0] * factor]
-        return np.asarray(cv2.resize(whole, small, interpolation=cv2.INTER_AREA), np.uint8)
-
-    def _chroma(self, which: int) -> Plane:
-        width, height = (self.picture.width + 1) // 2, (self.picture.height + 1) // 2
-        if self.picture.format.name == "nv12":
-            return self._turned(np.ascontiguousarray(self._plane(1, 2 * width, height)[:, which::2]))
-        return self._turned(self._plane(1 + which, width, height))
-
-    def _plane(self, index: int, width: int, height: int) -> Plane:
-        plane = self.picture.planes[index]
-        flat = np.frombuffer(plane, np.uint8)  # type: ignore[call-overload]
-        return flat.reshape(height, plane.line_size)[:, :width]  # type: ignore[no-any-return]
-
-    def _turned(self, plane: Plane) -> Plane:
-        if not self.rotation:
-            return plane
-        return np.ascontiguousarray(np.rot90(plane, -self.rotation // 90))
+logger = logging.getLogger("firsttouch.decode")
 
 
 class GopDecoder:
@@ -131,7 +55,8 @@ class GopDecoder:
         self._at = 0
         self._skip_nonref = skip_nonref
         self._ready: deque[Frame] = deque()
-        self._convert = _Converter()
+        turned = index.rotation in (90, 270)
+        self._convert = Converter(*((index.height, index.width) if turned else (index.width, index.height)))
         self._options = {"max_pixels": str(MAX_PIXELS)}
         if skip_loop_filter:
             self._options["skip_loop_filter"] = "all"
@@ -307,141 +232,3 @@ def _say_once(level: int, message: str) -> None:
     if message not in _said:
         _said.add(message)
         logger.log(level, message)
-
-
-class _Converter:
-    """Turns what a decoder gives into 8-bit 4:2:0 of limited range; what is so already passes untouched."""
-
-    def __init__(self) -> None:
-        self._reformatter: VideoReformatter | None = None
-
-    def __call__(self, picture: VideoFrame) -> VideoFrame:
-        if picture.format.name in ("yuv420p", "nv12") and picture.color_range != ColorRange.JPEG:
-            return picture
-        if self._reformatter is None:
-            self._reformatter = VideoReformatter()
-        return self._reformatter.reformat(picture, format="yuv420p", dst_color_range=ColorRange.MPEG, threads=1)
-
-
-class Streamed(Protocol):
-    """What gives a file to read from the start: `SparseBytes`, or what asks for bytes where it is read."""
-
-    @property
-    def size(self) -> int | None: ...
-
-    def file(self, deadline: Deadline | None = None) -> BinaryIO: ...
-
-
-class StreamDecoder:
-    """A container without an index at hand, decoded in order from its start. Blocks its thread for bytes.
-
-    Raises NotAVideo, IndexInvalid, DecodeFailed, and what stopped the bytes (DeadlineExceeded, SourceError).
-    """
-
-    def __init__(self, sparse: Streamed, deadline: Deadline | None = None) -> None:
-        self._container = _open_stream(sparse, deadline or Deadline.after(None))
-        if not self._container.streams.video:
-            self._container.close()
-            raise NotAVideo("the file has no video track")
-        self._stream = self._container.streams.video[0]
-        context = self._stream.codec_context
-        if context is None:
-            self._container.close()
-            raise NotAVideo("no decoder for the video's codec")
-        context.thread_count = 1
-        context.options = {"max_pixels": str(MAX_PIXELS)}
-        self.codec: str = context.name
-        self.width: int = context.width
-        self.height: int = context.height
-        self.rotation = 0
-        self.time_base: Fraction = self._stream.time_base or Fraction(1, 1000)
-        self.frames_per_second = float(self._stream.average_rate or self._stream.guessed_rate or 25)
-        ticks = self._stream.duration
-        self.duration_seconds: float | None = float(ticks * self.time_base) if ticks else None
-        self.container: str = self._container.format.name
-
-    def frames(self) -> Iterator[Frame]:
-        """Every frame in display order, numbered as OpenCV counts: one for each picture the decoder gives."""
-        convert = _Converter()
-        number = 0
-        for picture in self._pictures():
-            rotation = -picture.rotation % 360
-            if number == 0:
-                self._turn(rotation)
-            yield Frame(number, picture.pts or 0, number, convert(picture), rotation)
-            number += 1
-        if number == 0:
-            raise DecodeFailed("the decoder made no frame of it")
-
-    def close(self) -> None:
-        self._container.close()
-
-    def _turn(self, rotation: int) -> None:
-        self.rotation = rotation if rotation in (90, 180, 270) else 0
-        if self.rotation in (90, 270):
-            self.width, self.height = self.height, self.width
-
-    def _pictures(self) -> Iterator[VideoFrame]:
-        packets = self._container.demux(self._stream)
-        while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except av.FFmpegError as exc:
-                raise DecodeFailed(f"the container is damaged: {exc}") from exc
-            try:
-                yield from packet.decode()
-            except av.FFmpegError:
-                continue
-
-
-class _Pipe:
-    """A file that can only be read: FFmpeg then never looks for its end."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.read = file.read
-
-
-def _open_stream(sparse: Streamed, deadline: Deadline) -> InputContainer:
-    """FFmpeg's view of a stream. While its length is unknown it is a pipe, except an MP4 with its samples before
-    its index, for which all of it has to come."""
-    file = sparse.file(deadline)
-    source: BinaryIO | _Pipe = file
-    if sparse.size is None and _samples_come_first(file):
-        while file.read(1 << 20):
-            pass
-    elif sparse.size is None:
-        source = _Pipe(file)
-    file.seek(0)
-    options = {"max_streams": "64", "enable_drefs": "0"}
-    try:
-        return av.open(source, mode="r", metadata_errors="ignore", options=options)
-    except (av.FFmpegError, ValueError) as exc:
-        raise NotAVideo(f"no container that FFmpeg knows: {exc}") from exc
-
-
-def _samples_come_first(file: BinaryIO) -> bool:
-    """Whether this is an MP4 whose mdat stands before its moov."""
-    at = 0
-    for _ in range(100):
-        file.seek(at)
-        header = b""
-        while len(header) < 16 and (more := file.read(16 - len(header))):
-            header += more
-        if len(header) < 16 or (at == 0 and header[4:8] != b"ftyp"):
-            return False
-        box = read_header(header, 0, at, at + 16)
-        if box.kind in (b"moov", b"moof", b"mdat"):
-            return box.kind == b"mdat"
-        at = box.stop
-    return False
-
-
-def decode_stream(sparse: Streamed, deadline: Deadline | None = None) -> Iterator[Frame]:
-    """All frames of a stream, decoded in order; see StreamDecoder."""
-    stream = StreamDecoder(sparse, deadline)
-    try:
-        yield from stream.frames()
-    finally:
-        stream.close()
