@@ -7,20 +7,19 @@ deadline comes, what is done is linked, carried to every frame and answered.
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from .carry import FrameAnswer, carry
-from .chain import GopChain, StreamChain, Streamed
+from .chain import AskingBytes, GopChain, StreamChain, Streamed
 from .clock import Deadline, Stopwatch
 from .decode import StreamDecoder
 from .detect import Detector, Wish, load_detector
@@ -82,6 +81,10 @@ class Options:
     pitch: bool = True
     first_batch: int = 1
     workers: int = 2
+    prefetch_frames: int = 24
+    """Model inputs that may wait before decoding pauses: 1.4 MB each at the default size."""
+    nvdec: bool = True
+    """Decode on the GPU where the detector runs on one and the chip takes the clip."""
     max_bytes: int = 512 * 1024 * 1024
     start_budget_after_first_frame: bool = False
     """The guide's meaning of the deadline: it runs from the first looked-at frame."""
@@ -91,12 +94,14 @@ class Options:
         """What these settings ask of the pipeline."""
         return cls(
             stride=settings.stride,
-            every_frame=every_frame,
+            every_frame=every_frame or settings.stride == 1,
             fetch=settings.fetch_mode,
             fetch_mb=settings.partial_download_mb,
             tracking=not settings.disable_tracking,
             pitch=not settings.skip_pitch,
             first_batch=settings.ramp_up_first_batch if settings.ramp_up else settings.batch_size,
+            prefetch_frames=settings.prefetch_frames,
+            nvdec=settings.use_nvdec,
             max_bytes=settings.max_clip_bytes,
             start_budget_after_first_frame=settings.start_budget_after_first_frame,
         )
@@ -326,6 +331,7 @@ class _Run:
             pitch=self.options.pitch,
             motion=not self.options.every_frame,
             first_batch=self.options.first_batch,
+            prefetch_frames=self.options.prefetch_frames,
             on_change=self._tell(asyncio.get_running_loop()),
         )
         clip.sparse.subscribe(self.work.bytes_came)
@@ -347,7 +353,7 @@ class _Run:
         stride = 1 if self.options.every_frame else self.options.stride or DEFAULT_STRIDE
         streamed: Streamed = clip.sparse
         if clip.fetch == "direct":
-            streamed = _Asking(clip.sparse, self._ask_direct(source, clip))
+            streamed = AskingBytes(clip.sparse, self._ask_direct(source, clip))
         else:
             self._spawn(source.stream, clip)
         self.stream = StreamChain(streamed, self.deadline.earlier(ANSWER_RESERVE_SECONDS), self.work.bytes_came)
@@ -406,9 +412,12 @@ class _Run:
         self.planned_rates, clip.plan = self.rates, plan
         begun = self.work.replan({step.first_row: step for step in plan.steps})
         every = 1 if options.every_frame else None
+        device = "cuda" if options.nvdec and self.detector.device == "cuda" else "cpu"
         for step in plan.steps:
             if step.first_row not in begun:
-                chain = GopChain(clip.index, clip.sparse, step.rows, self.rates, skip_disposable=plan.skip_disposable)
+                chain = GopChain(
+                    clip.index, clip.sparse, step.rows, self.rates, skip_disposable=plan.skip_disposable, device=device
+                )
                 self.work.add(chain, step.look_at[:1] if every else step.look_at, every=every)
         self.work.seal()
         fetching = self._spawn(lambda: self._fetch_plan(source, plan), clip)
@@ -455,7 +464,6 @@ class _Run:
                 self.changed.set()
 
         task = asyncio.create_task(guarded())
-        task.add_done_callback(lambda _: work.close())  # cancelled before it began, nobody else ends it
         self.tasks.append(task)
         return task
 
@@ -483,7 +491,7 @@ class _Run:
             if self.work.errors:
                 raise self.work.errors[0]
             if not math.isinf(self.budget_seconds):
-                raise DeadlineExceeded(f"no frame could be looked at within {self.budget_seconds:g} s")
+                raise DeadlineExceeded(f"no frame could be looked at within {self.budget_seconds:.3g} s")
             raise DecodeFailed("the decoder made no frame of this file")
         clip.warnings.extend(str(error) for error in self.work.errors[:3])
         if self.fetch_error is not None:
@@ -578,44 +586,6 @@ def _answered(frames: list[FrameAnswer], motions: list[Motion]) -> list[FrameAns
         for frame in frames
         if frame.how == "detected" or frame.frame_number in joined or frame.ids.size or frame.keypoints.any()
     ]
-
-
-class _Asking:
-    """The sparse bytes as a file that says where it is read before the bytes are there: how `direct` fetches."""
-
-    def __init__(self, sparse: SparseBytes, ask: Callable[[int], None]) -> None:
-        self._sparse, self._ask = sparse, ask
-
-    @property
-    def size(self) -> int | None:
-        return self._sparse.size
-
-    def file(self, deadline: Deadline | None = None) -> BinaryIO:
-        return cast(BinaryIO, _AskingFile(self._sparse, self._sparse.file(deadline), self._ask))
-
-
-class _AskingFile(io.RawIOBase):
-    def __init__(self, sparse: SparseBytes, file: BinaryIO, ask: Callable[[int], None]) -> None:
-        super().__init__()
-        self._sparse, self._file, self._ask = sparse, file, ask
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def read(self, size: int = -1) -> bytes:
-        position = self._file.tell()
-        if size and position < (self._sparse.size or 0):
-            self._ask(position)
-        return self._file.read(size)
 
 
 def _finite(seconds: float) -> float | None:
