@@ -98,7 +98,7 @@ class Settings(BaseSettings):
         unit="frames",
     )
     prefetch_frames: Annotated[int, Ge(1), Le(4096)] = setting(
-        128, "most decoded frames that wait for the network", unit="frames"
+        24, "most decoded frames that wait for the network, 1.4 MB each", unit="frames"
     )
     ramp_up: bool = setting(True, "begin with a small batch so that the first frame comes early")
     ramp_up_first_batch: Annotated[int, Ge(1), Le(256)] = setting(
