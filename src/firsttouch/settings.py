@@ -30,7 +30,7 @@ from pydantic_settings import (
 )
 
 from firsttouch.errors import SettingsError
-from firsttouch.predict import Choice, Clip, Fetch, predict
+from firsttouch.predict import Choice, Clip, Fetch, Rates, best_deadline, predict
 
 Origin = Literal["default", "profile", ".env", "environment", "command line"]
 ProfileName = Literal["guide", "extreme", "balanced", "complete", "accurate"]
@@ -205,8 +205,14 @@ class Settings(BaseSettings):
 
     @property
     def deadline_seconds(self) -> float | None:
-        """TIME_BUDGET_S as a number; None without a deadline, and for auto (ask `best_deadline` in tune)."""
-        return self.time_budget_s if isinstance(self.time_budget_s, float | int) else None
+        """TIME_BUDGET_S as a number, None without a deadline; auto is the best one on nominal rates."""
+        return self.deadline_with(None)
+
+    def deadline_with(self, rates: Rates | None) -> float | None:
+        """The same, with auto chosen for the rates that were measured."""
+        if self.time_budget_s == "auto":
+            return best_deadline(rates=rates, pitch=not self.skip_pitch)
+        return self.time_budget_s
 
     @property
     def deadline_is_auto(self) -> bool:
