@@ -62,7 +62,8 @@ def test_points_without_a_homography_are_unknown_not_absent() -> None:
     three = np.zeros((32, 3), np.float32)
     three[[0, 5, 9]] = [(10, 10, 1), (20, 400, 1), (300, 200, 1)]
     dense = data.dense_keypoints(three)
-    assert (dense[[0, 5, 9], 2] == 1).all() and (np.delete(dense[:, 2], [0, 5, 9]) == -1).all()
+    assert (dense[[0, 5, 9], 2] == 1).all()
+    assert (np.delete(dense[:, 2], [0, 5, 9]) == -1).all()
 
 
 def test_luma_phases_and_chroma_keep_every_sample() -> None:
@@ -70,7 +71,8 @@ def test_luma_phases_and_chroma_keep_every_sample() -> None:
     chroma = np.zeros((2, 8, 12), np.uint8)
     planes = stack_planes(luma, chroma)
     assert planes.shape == (6, 8, 12)
-    assert planes[1, 3, 5] == luma[6, 11] and planes[2, 3, 5] == luma[7, 10]
+    assert planes[1, 3, 5] == luma[6, 11]
+    assert planes[2, 3, 5] == luma[7, 10]
 
 
 def test_a_box_that_leaves_the_canvas_is_gone_and_one_at_the_edge_is_cut() -> None:
@@ -127,7 +129,8 @@ def test_one_person_under_two_peaks_is_kept_once() -> None:
 
 def test_scores_fall_and_rows_are_a_hundred() -> None:
     boxes, scores, points = Shipped(Network(SMALL).eval())(torch.randint(0, 255, (2, 6, 96, 160), dtype=torch.uint8))
-    assert boxes.shape == scores.shape == (2, 100, 4) and points.shape == (2, 32, 3)
+    assert boxes.shape == scores.shape == (2, 100, 4)
+    assert points.shape == (2, 32, 3)
     best = scores.amax(-1)
     assert bool((best[:, 1:] <= best[:, :-1] + 1e-7).all())
 
@@ -147,7 +150,8 @@ def test_the_exported_graph_equals_torch_at_other_sizes_too(tmp_path: Path) -> N
     assert export.check(network, path) < 0.05
     session = export.session(path)
     layout = __import__("json").loads(session.get_modelmeta().custom_metadata_map["firsttouch"])
-    assert layout["classes"] == ["ball", "goalkeeper", "player", "referee"] and layout["precision"] == "fp32"
+    assert layout["classes"] == ["ball", "goalkeeper", "player", "referee"]
+    assert layout["precision"] == "fp32"
 
 
 def test_keypoints_alone_do_not_hold_back_boxes(tmp_path: Path) -> None:
@@ -190,11 +194,16 @@ def test_real_labels_agree_with_a_homography_and_views_keep_them_on_the_lines() 
     folder = SHARED / "pitch" / "val"
     image = data.list_images(folder)[0]
     luma, chroma = data.read_planes(image)
-    assert luma.shape == (720, 1280) and chroma.shape == (2, 360, 640) and luma.min() >= 16 and luma.max() <= 235
+    assert luma.shape == (720, 1280)
+    assert chroma.shape == (2, 360, 640)
+    assert luma.min() >= 16
+    assert luma.max() <= 235
     _, points = data.read_labels(folder / "labels" / f"{image.stem}.txt")
     assert points is not None
     dense = data.dense_keypoints(points)
-    assert not (dense[:, 2] < 0).any() and (dense[:, 2] > 0).sum() >= (points[:, 2] > 0).sum() - 1
+    assert not (dense[:, 2] < 0).any()
+    assert (dense[:, 2] > 0).sum() >= (points[:, 2] > 0).sum() - 1
     boxes = np.array([[2, 400, 300, 420, 350]], np.float32)
     view = augmented_view(data.Frame("x", "pitch", luma, chroma, boxes, dense), CROP, np.random.default_rng(0))
-    assert view.planes.shape == (6, CROP[1] // 2, CROP[0] // 2) and view.planes.dtype == np.uint8
+    assert view.planes.shape == (6, CROP[1] // 2, CROP[0] // 2)
+    assert view.planes.dtype == np.uint8

@@ -7,6 +7,7 @@ one view costs a few milliseconds and the trainer is never kept waiting on two c
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from train import kits, pitch
 from train.data import HEIGHT, WIDTH, Frame
+
+Plane = NDArray[Any]  # uint8; cv2 types its answers more loosely
 
 FULL = (1280, 736)
 CROP = (640, 384)
@@ -25,13 +28,13 @@ NOISE = np.random.default_rng(0).normal(0, 1, (2048, 2048)).astype(np.float16)
 class View:
     """What the network is shown: planes [6, h/2, w/2] uint8 and labels in canvas pixels (as in `Frame`)."""
 
-    planes: NDArray[np.uint8]
+    planes: Plane
     boxes: NDArray[np.float32] | None
     keypoints: NDArray[np.float32] | None
     ignore: NDArray[np.float32]
 
 
-def stack_planes(luma: NDArray[np.uint8], chroma: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def stack_planes(luma: Plane, chroma: Plane) -> Plane:
     """[h, w] and [2, h/2, w/2] to [6, h/2, w/2]: four luma phases, U, V."""
     return np.stack((luma[0::2, 0::2], luma[0::2, 1::2], luma[1::2, 0::2], luma[1::2, 1::2], chroma[0], chroma[1]))
 
@@ -115,7 +118,7 @@ def _random_affine(
 
 def _warp(
     frame: Frame, matrix: NDArray[np.float64], size: tuple[int, int], rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+) -> tuple[Plane, Plane]:
     w, h = size
     # pixel centres sit at +0.5: a corner-based map M becomes M' with t' = A*0.5 + t - 0.5 for cv2's centre-based one
     linear, shift = matrix[:, :2], matrix[:, 2]
@@ -152,7 +155,7 @@ def _move_boxes(boxes: NDArray[np.float32], matrix: NDArray[np.float64], size: t
     clipped[:, 1::2] = clipped[:, 1::2].clip(0, size[1])
     area = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])
     keep = area > 0.4 * sides.prod(1)
-    return np.concatenate((boxes[:, :1], clipped), 1)[keep].astype(np.float32)
+    return np.asarray(np.concatenate((boxes[:, :1], clipped), 1)[keep], np.float32)
 
 
 def _move_points(
@@ -167,9 +170,7 @@ def _move_points(
     return out.astype(np.float32)
 
 
-def _photometry(
-    luma: NDArray[np.uint8], chroma: NDArray[np.uint8], rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _photometry(luma: Plane, chroma: Plane, rng: np.random.Generator) -> tuple[Plane, Plane]:
     if rng.random() < 0.2:
         luma = _shade(luma, rng)
     if rng.random() < 0.8:
@@ -186,14 +187,14 @@ def _photometry(
     return luma, chroma
 
 
-def _tone(rng: np.random.Generator) -> NDArray[np.uint8]:
+def _tone(rng: np.random.Generator) -> Plane:
     x = (np.arange(256) - 16) / 219
     gamma = np.exp(rng.uniform(-0.4, 0.4))
     y = np.clip(x, 0, 1) ** gamma * rng.uniform(0.8, 1.25) + rng.uniform(-0.05, 0.08)
-    return np.clip(np.round(16 + 219 * y), 16, 235).astype(np.uint8)
+    return np.asarray(np.clip(np.round(16 + 219 * y), 16, 235), np.uint8)
 
 
-def _tint(chroma: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def _tint(chroma: Plane, rng: np.random.Generator) -> Plane:
     """Hue turn, saturation and cast: other kits, other grass, BT.601 seen as BT.709."""
     angle = np.deg2rad(rng.normal(0, 12) if rng.random() < 0.85 else rng.uniform(-60, 60))
     saturation = np.exp(rng.uniform(-0.5, 0.4))
@@ -207,7 +208,7 @@ def _tint_matrix(c: float, s: float, rng: np.random.Generator) -> NDArray[np.flo
     return np.array(((c, -s, 128 - 128 * (c - s) + cast[0]), (s, c, 128 - 128 * (s + c) + cast[1])))
 
 
-def _shade(luma: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def _shade(luma: Plane, rng: np.random.Generator) -> Plane:
     """A stand's shadow: one side of a random line darker, with a hard or soft edge."""
     h, w = luma.shape
     y, x = np.mgrid[0 : h // 8, 0 : w // 8].astype(np.float32)
@@ -218,10 +219,7 @@ def _shade(luma: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint
     return cv2.multiply(luma, cv2.resize(mask, (w, h)), scale=1 / 255)
 
 
-def _soften(
-    luma: NDArray[np.uint8], chroma: NDArray[np.uint8], rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    h, w = luma.shape
+def _soften(luma: Plane, chroma: Plane, rng: np.random.Generator) -> tuple[Plane, Plane]:
     kind = rng.random()
     if kind < 0.35:
         return cv2.GaussianBlur(luma, (0, 0), rng.uniform(0.5, 1.4)), chroma
@@ -230,38 +228,36 @@ def _soften(
         return cv2.blur(luma, (n, 1)), np.stack([cv2.blur(c, (max(1, n // 2), 1)) for c in chroma])
     k = rng.uniform(0.45, 0.85)  # a smaller stream scaled up, as 480p is
 
-    def through(a: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def through(a: Plane) -> Plane:
         small = cv2.resize(a, None, fx=k, fy=k, interpolation=cv2.INTER_AREA)
         return cv2.resize(small, (a.shape[1], a.shape[0]), interpolation=cv2.INTER_LINEAR)
 
     return through(luma), np.stack([through(c) for c in chroma])
 
 
-def _sharpen(luma: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def _sharpen(luma: Plane, rng: np.random.Generator) -> Plane:
     k = rng.uniform(0.3, 1.0)
     return cv2.addWeighted(luma, 1 + k, cv2.GaussianBlur(luma, (0, 0), 1.2), -k, 0)
 
 
-def _noise(luma: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def _noise(luma: Plane, rng: np.random.Generator) -> Plane:
     h, w = luma.shape
     y, x = rng.integers(0, 2048 - h), rng.integers(0, 2048 - w)
     grain = (NOISE[y : y + h, x : x + w].astype(np.float32) * rng.uniform(1, 7)).astype(np.int16)
-    return np.clip(luma.astype(np.int16) + grain, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(luma.astype(np.int16) + grain, 0, 255), np.uint8)
 
 
-def _compress(
-    luma: NDArray[np.uint8], chroma: NDArray[np.uint8], rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _compress(luma: Plane, chroma: Plane, rng: np.random.Generator) -> tuple[Plane, Plane]:
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(22, 75))]
 
-    def through(a: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def through(a: Plane) -> Plane:
         return np.asarray(cv2.imdecode(cv2.imencode(".jpg", a, quality)[1], cv2.IMREAD_GRAYSCALE), np.uint8)
 
     return through(luma), np.stack([through(c) for c in chroma])
 
 
 def _erase(
-    luma: NDArray[np.uint8], chroma: NDArray[np.uint8], boxes: NDArray[np.float32] | None, rng: np.random.Generator
+    luma: Plane, chroma: Plane, boxes: NDArray[np.float32] | None, rng: np.random.Generator
 ) -> NDArray[np.float32] | None:
     """Score bars, logos, black boxes: random rectangles; a label whose centre they cover is gone."""
     h, w = luma.shape

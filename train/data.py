@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -17,29 +18,31 @@ from numpy.typing import NDArray
 
 from train import pitch
 
+Plane = NDArray[Any]  # uint8; cv2 types its answers more loosely
+
 WIDTH, HEIGHT = 1280, 720
 SOURCES = ("detection", "pitch", "pitch_broadcast")
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One picture: luma [720, 1280], chroma [2, 360, 640], limited range; labels in its pixels.
+    """One picture: luma [720, 1280], chroma [2, 360, 640], limited range; labels in pixels.
 
-    `boxes` [n, 5] class and xyxy, None when nobody labelled boxes; `ignore` [m, 4] xyxy where a person may or may not be.
+    `boxes` [n, 5] class and xyxy, None when nobody labelled boxes; `ignore` [m, 4] xyxy where nothing is known.
     `keypoints` [32, 3] x, y, state (1 a target, 0 not in the picture, -1 unknown), None when not labelled.
     """
 
     name: str
     source: str
-    luma: NDArray[np.uint8]
-    chroma: NDArray[np.uint8]
+    luma: Plane
+    chroma: Plane
     boxes: NDArray[np.float32] | None = None
     keypoints: NDArray[np.float32] | None = None
     labelled: NDArray[np.float32] | None = None  # the hand-made [32, 3] labels, for evaluation
     ignore: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
 
 
-def to_limited(luma: NDArray[np.uint8], chroma: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def to_limited(luma: Plane, chroma: Plane) -> tuple[Plane, Plane]:
     """Full-range (JPEG) planes to the limited range of video."""
     y = np.arange(256)
     luma_table = np.round(16 + y * 219 / 255).astype(np.uint8)
@@ -47,12 +50,12 @@ def to_limited(luma: NDArray[np.uint8], chroma: NDArray[np.uint8]) -> tuple[NDAr
     return cv2.LUT(luma, luma_table), np.stack([cv2.LUT(c, chroma_table) for c in chroma])
 
 
-def read_planes(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def read_planes(path: Path) -> tuple[Plane, Plane]:
     """A JPEG or PNG at 1280x720, un-stretched if need be, as limited-range luma and chroma."""
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
     frame = frame.reformat(format="yuvj420p")
-    planes = [np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, : p.width] for p in frame.planes]
+    planes = [np.frombuffer(memoryview(p), np.uint8).reshape(p.height, p.line_size)[:, : p.width] for p in frame.planes]
     luma, chroma = to_limited(np.ascontiguousarray(planes[0]), np.stack(planes[1:]))
     if luma.shape != (HEIGHT, WIDTH):
         how = cv2.INTER_AREA if luma.shape[1] > WIDTH else cv2.INTER_CUBIC
@@ -92,7 +95,7 @@ def dense_keypoints(labels: NDArray[np.float32]) -> NDArray[np.float32]:
     if not float(np.mean(error)) < 0.01 * WIDTH:
         out[~seen, 2] = -1
         return out
-    inside = (projected >= 0).all(1) & (projected < (WIDTH, HEIGHT)).all(1)
+    inside = pitch.inside(projected)
     take = inside & ~seen
     out[take, :2], out[take, 2] = projected[take], 1
     wrong = np.flatnonzero(seen)[error > 0.02 * WIDTH]
@@ -138,7 +141,7 @@ def load(folder: Path, source: str, cache: Path | None = None) -> list[Frame]:
     return frames
 
 
-def _planes(images: list[Path], cache: Path | None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _planes(images: list[Path], cache: Path | None) -> tuple[Plane, Plane]:
     if cache is not None and (cache.parent / f"{cache.name}.uv.npy").exists():
         luma = np.load(cache.parent / f"{cache.name}.y.npy", mmap_mode="r")
         if len(luma) == len(images):

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor, multiprocessing, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from train import data, losses, measure, propose
@@ -126,10 +126,13 @@ def load_validation_frames(root: Path, cache: Path | None, extra: list[Path]) ->
 
 def versions(root: Path, extra: list[Path]) -> dict[str, Any]:
     return {
-        "torch": torch.__version__, "numpy": np.__version__, "opencv": cv2.__version__, "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "python": platform.python_version(),
         "data": {f"{s}/train": data.fingerprint(root / s / "train") for s in data.SOURCES}
         | {p.name: data.fingerprint(p) for p in extra},
-    }  # fmt: skip
+    }
 
 
 def parse_shares(text: str) -> dict[str, float]:
@@ -175,7 +178,7 @@ def main(args: argparse.Namespace) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    torch.multiprocessing.spawn(fit, (args,), nprocs=args.processes)
+    multiprocessing.spawn(fit, (args,), nprocs=args.processes)  # type: ignore[attr-defined, no-untyped-call]
 
 
 def share_gradients(network: nn.Module, processes: int) -> None:
@@ -184,7 +187,7 @@ def share_gradients(network: nn.Module, processes: int) -> None:
     flat = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(flat)
     flat /= processes
-    for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    for g, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
         g.copy_(part.view_as(g))
 
 
@@ -199,7 +202,7 @@ def fit(rank: int, args: argparse.Namespace) -> None:
     frames = load_training_frames(args.data, cache, args.extra, args.pseudo)
     validation = load_validation_frames(args.data, cache, args.extra_val)
     network = load_network(args.start)[0] if args.start else Network(Widths(**json.loads(args.widths)))
-    network = network.to(device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(parameter_groups(network), lr=RATE)
     average, step, spent = Average(network), 0, 0.0
     if args.resume:
@@ -233,7 +236,7 @@ def fit(rank: int, args: argparse.Namespace) -> None:
             outputs = network(normalise(planes, device))
         loss, parts = losses.total(outputs, targets)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if args.processes > 1:
             share_gradients(network, args.processes)
         if torch.isfinite(nn.utils.clip_grad_norm_(network.parameters(), 10.0)):
@@ -281,7 +284,8 @@ def save(
 ) -> None:
     state = {
         "module": network, "network": network.state_dict(), "average": average.network.state_dict(),
-        "average_steps": average.steps, "optimiser": optimiser.state_dict(), "step": step, "spent": spent, "facts": facts,
+        "average_steps": average.steps, "optimiser": optimiser.state_dict(),
+        "step": step, "spent": spent, "facts": facts,
     }  # fmt: skip
     fresh = path.with_suffix(".new")
     torch.save(state, fresh)

@@ -12,9 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data import Frame
+from train.data import Frame, Plane
 
-Plane = NDArray[np.uint8]
 SHIRT, SHORTS = (0.13, 0.52), (0.48, 0.72)  # rows of a standing person's box
 GOALKEEPER, PLAYER = 1, 2
 

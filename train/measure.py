@@ -29,8 +29,8 @@ def answers(frames: Sequence[Frame], run: Answering, batch: int = 4) -> list[Ans
 def iou_matrix(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
     inner = np.clip(high - low, 0, None).prod(-1)
-    area = lambda z: (z[:, 2:] - z[:, :2]).prod(-1)  # noqa: E731
-    return np.asarray(inner / np.maximum(area(a)[:, None] + area(b)[None] - inner, 1e-9), np.float32)
+    area_a, area_b = (a[:, 2:] - a[:, :2]).prod(-1), (b[:, 2:] - b[:, :2]).prod(-1)
+    return np.asarray(inner / np.maximum(area_a[:, None] + area_b[None] - inner, 1e-9), np.float32)
 
 
 def average_precision(frames: Sequence[Frame], found: Sequence[Answer], class_id: int, threshold: float = 0.5) -> float:

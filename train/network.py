@@ -133,9 +133,9 @@ class Network(nn.Module):
         """Bias every heat logit to 1 %: the focal loss is stable from the first step."""
         for out, count in ((self.person_out, 1), (self.ball_out, 1), (self.keypoint_out, KEYPOINTS)):
             nn.init.normal_(out.weight, std=0.01)
-            nn.init.zeros_(out.bias)
+            assert out.bias is not None
             with torch.no_grad():
-                out.bias[:count] = -4.6
+                out.bias.zero_()[:count] = -4.6
 
     def backbone(self, planes: Tensor) -> tuple[Tensor, Tensor]:
         """Features at 8 and 16 canvas pixels per cell."""

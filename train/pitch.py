@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# Metres on a 105 x 68 pitch (centre y = 34), in wire order; the box, goal-area and arc figures are the Laws of the Game's.
+# Metres on a 105 x 68 pitch (centre y = 34), in wire order; boxes, arcs and circle as in the Laws of the Game.
 POINTS = np.array(
     [
         (0, 0), (0, 13.84), (0, 24.84), (0, 43.16), (0, 54.16), (0, 68),
@@ -37,7 +39,12 @@ def fit_homography(points: NDArray[np.float64], threshold: float) -> NDArray[np.
     return np.asarray(found, np.float64)
 
 
-def project(homography: NDArray[np.float64], metres: NDArray[np.float64]) -> NDArray[np.float64]:
+def inside(xy: NDArray[Any], width: int = 1280, height: int = 720) -> NDArray[np.bool_]:
+    """[n] whether each [n, 2] pixel lies in the picture; NaN does not."""
+    return np.asarray(((xy >= 0) & (xy < (width, height))).all(1))
+
+
+def project(homography: NDArray[Any], metres: NDArray[np.float64]) -> NDArray[np.float64]:
     """[n, 2] metres to [n, 2] pixels; NaN for a point behind the camera."""
     h = np.concatenate((metres, np.ones((len(metres), 1))), 1) @ homography.T
     # The sign of w in front of the camera is the one the pitch points in view have; findHomography scales h33 to 1,

@@ -1,4 +1,6 @@
-"""Pseudo-labels: what a trained network is sure of becomes a label where nobody drew one; where it doubts, nothing is said.
+"""Pseudo-labels: what a trained network is sure of becomes a label where nobody drew one.
+
+Where it doubts, nothing is said.
 
 Boxes for the pitch frames and key points for the detection frames. A key-point proposal must hold as one homography.
 """
@@ -76,7 +78,7 @@ def propose_keypoints(points: NDArray[np.float32]) -> str | None:
     if found is None or inliers.sum() < max(6, 0.85 * sure.sum()):
         return None
     xy = pitch.project(found, pitch.POINTS)
-    inside = (xy >= 0).all(1) & (xy < (WIDTH, HEIGHT)).all(1)
+    inside = pitch.inside(xy)
     if not points[inside, 2].mean() > 0.45:  # points that the fit puts in the picture but the network does not see
         return None
     row = np.column_stack((xy / (WIDTH, HEIGHT), 2 * inside))

@@ -30,9 +30,8 @@ def main(args: argparse.Namespace) -> None:
     prune(network, args.ratio)
     after = work(network)
     torch.save({"module": network, "facts": facts | {"pruned": args.ratio, "work_share": after / before}}, args.out)
-    print(
-        f"ratio {args.ratio}: multiply-adds {before / 1e9:.2f} -> {after / 1e9:.2f} G, parameters {count(network) / 1e6:.3f} M"
-    )
+    million = count(network) / 1e6
+    print(f"ratio {args.ratio}: {before / 1e9:.2f} -> {after / 1e9:.2f} G multiply-adds, {million:.3f} M parameters")
 
 
 def work(network: Network) -> float:

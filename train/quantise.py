@@ -71,12 +71,13 @@ def quantise(source: Path, target: Path, planes: list[NDArray[np.uint8]]) -> Non
         quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
         nodes = [n.name for n in onnx.load(ready).graph.node]
         keep = [n for n in nodes if not n.startswith("/network/") or any(h in n for h in HEADS)]
+        scale, zero_point = np.array(SCALE, np.float32), np.array(int(ZERO_POINT), np.uint8)
         quantize_static(
             str(ready), str(raw), Reader(planes), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_exclude=keep,
             calibrate_method=CalibrationMethod.MinMax,
             # the scale must be known before the first convolution's bias is rounded to it
-            extra_options={"TensorQuantOverrides": {_normalised(ready): [{"scale": np.array(SCALE, np.float32), "zero_point": np.array(int(ZERO_POINT), np.uint8)}]}},
+            extra_options={"TensorQuantOverrides": {_normalised(ready): [{"scale": scale, "zero_point": zero_point}]}},
             op_types_to_quantize=["Conv", "Add", "Concat", "MaxPool", "Resize", "Relu", "Slice"],
         )  # fmt: skip
         model = onnx.load(raw)
@@ -96,8 +97,12 @@ def _normalised(path: Path) -> str:
 def feed_uint8(model: onnx.ModelProto) -> None:
     """Cast, Sub, Mul, QuantizeLinear, DequantizeLinear on the input become one DequantizeLinear."""
     graph = model.graph
-    reads = lambda name: [n for n in graph.node if name in n.input]  # noqa: E731
-    chain, tensor = [], "planes"
+
+    def reads(name: str) -> list[onnx.NodeProto]:
+        return [n for n in graph.node if name in n.input]
+
+    chain: list[onnx.NodeProto] = []
+    tensor = "planes"
     while len(chain) < 4:
         (node,) = [n for n in reads(tensor) if n.op_type in {"Cast", "Sub", "Mul", "QuantizeLinear"}]
         chain.append(node)

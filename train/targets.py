@@ -20,7 +20,7 @@ class Targets:
     """Maps of one batch; b = batch, h x w cells of 8 pixels, H x W cells of 16.
 
     `heat` [b, 2, h, w] person and ball; `weight` [b, 2, h, w] of the heat loss (0 = say nothing);
-    `box` [b, 2, 4, h, w] offset x y, log size x y (cells); `box_weight` [b, 2, h, w]; `kind` [b, h, w] class logit index;
+    `box` [b, 2, 4, h, w] offset x y, log size x y (cells); `box_weight` [b, 2, h, w]; `kind` [b, h, w] class logit;
     `points` [b, 32, 3] x y (cells of 16) and state (1, 0, -1 unknown).
     """
 
