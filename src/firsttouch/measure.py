@@ -6,6 +6,8 @@ precision is COCO's, by faster-coco-eval; HOTA is TrackEval's, where that is ins
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,7 +139,9 @@ def average_precision(answer: Labels, truth: Labels) -> AveragePrecision:
 def hota(answer: Labels, truth: Labels) -> dict[str, float] | None:
     """HOTA, DetA and AssA (0..1) of people and ball together; None without identities or TrackEval."""
     try:
-        from trackeval.metrics.hota import HOTA  # type: ignore[import-not-found, unused-ignore]
+        # Its __init__ prints about data sets whose own dependencies are missing; stdout is ours.
+        with contextlib.redirect_stdout(io.StringIO()):
+            from trackeval.metrics.hota import HOTA  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         return None
     if not len(truth.ids) or (truth.ids < 0).any() or (answer.ids < 0).any():

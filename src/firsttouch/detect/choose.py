@@ -15,10 +15,10 @@ from firsttouch.detect.openvino import OpenVino
 from firsttouch.detect.ort import OrtCoreMl, OrtCpu, OrtCuda, OrtTensorRt
 from firsttouch.detect.session import (
     ModelFile,
-    OpenSession,
     OutOfDeviceMemory,
     Problem,
     Runtime,
+    Session,
     milliseconds_per_run,
 )
 from firsttouch.errors import ModelMismatch, ModelNotFound, RuntimeUnavailable, SettingsError
@@ -58,20 +58,22 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What will run: `milliseconds` a batch of the self-test, None when there was nothing to choose."""
+    """What will run: `milliseconds` a frame of the self-test, None when there was nothing to choose.
+
+    The session of the self-test (for `tested_for`) is kept: opening it again would cost as much as the test.
+    """
 
     runtime: Runtime
     file: Path
     precision: str
     milliseconds: float | None = None
+    tested: Session | None = None
+    tested_for: tuple[tuple[str, ...], tuple[int, ...]] | None = None
 
-    @property
-    def open(self) -> OpenSession:
-        return functools.partial(_open, runtime=self.runtime, precision=self.precision)
-
-
-def _open(model, outputs, shape, *, runtime, precision):  # type: ignore[no-untyped-def]
-    return runtime.open(model, outputs, shape, precision)
+    def open(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...]) -> Session:
+        if self.tested is not None and self.tested_for == (outputs, shape):
+            return self.tested
+        return self.runtime.open(model, outputs, shape, self.precision)
 
 
 @functools.cache
@@ -163,7 +165,8 @@ def _timed(choice: Choice, layout: Layout) -> Choice:
     outputs, shape = layout(model)
     session = choice.open(model, outputs, shape)
     values = np.zeros(shape, model.facts.inputs[0].element_type)
-    return Choice(choice.runtime, choice.file, choice.precision, milliseconds_per_run(session, values))
+    milliseconds = milliseconds_per_run(session, values, runs=2)
+    return Choice(choice.runtime, choice.file, choice.precision, milliseconds, session, (outputs, shape))
 
 
 def _warn(wish: Wish, problems: Sequence[tuple[Runtime, Problem]], chosen: Choice) -> None:
