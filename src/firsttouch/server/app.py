@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from firsttouch import __version__, logs
 from firsttouch.clock import Stopwatch
-from firsttouch.engine import Engine, Job
+from firsttouch.engine import Job
 from firsttouch.errors import (
     DeadlineExceeded,
     FirsttouchError,
@@ -32,6 +32,7 @@ from firsttouch.errors import (
 )
 from firsttouch.pipeline import Analysis
 from firsttouch.server import problems, schemas, writing
+from firsttouch.server.desk import Cage
 from firsttouch.server.service import Service
 from firsttouch.settings import Settings, load
 
@@ -49,7 +50,7 @@ BodyModel = TypeVar("BodyModel", bound=BaseModel)
 NDJSON = "application/x-ndjson"
 
 
-def create_app(settings: Settings | None = None, *, engine: Engine | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, *, engine: Cage | None = None) -> FastAPI:
     """The whole service. `settings` None: those of the environment. `engine`: for tests.
 
     Raises SettingsError when requests are to be verified and our own hotkey is not known.

@@ -8,14 +8,16 @@ is stopped.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from firsttouch.engine import Engine, Job
-from firsttouch.errors import Busy, FirsttouchError
+from firsttouch.engine import EngineStats, Job
+from firsttouch.errors import Busy, EngineFailed, FirsttouchError
 from firsttouch.pipeline import Analysis
 
 MIN_WORK_SECONDS = 0.35
@@ -25,6 +27,24 @@ TYPICAL_SECONDS = 2.0
 TYPICAL_WEIGHT = 0.2
 
 Key = tuple[object, ...]
+
+log = logging.getLogger(__name__)
+
+
+class Cage(Protocol):
+    """What the desk and the service want of an engine; tests have one without processes."""
+
+    size: int
+    stats: EngineStats
+    problem: str | None
+
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def idle(self) -> int: ...
+    def start(self) -> None: ...
+    def run(self, job: Job) -> AsyncGenerator[Analysis]: ...
+    async def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -44,7 +64,7 @@ class _Shared:
 class Desk:
     """Jobs in, answers out."""
 
-    def __init__(self, engine: Engine, *, queue_length: int) -> None:
+    def __init__(self, engine: Cage, *, queue_length: int) -> None:
         self._engine = engine
         self._queue_length = queue_length
         self._queue: deque[tuple[_Shared, asyncio.Future[None]]] = deque()
@@ -110,7 +130,7 @@ class Desk:
 
     def _begin(self, key: Key, job: Job) -> _Shared:
         """Admit a new computation, or refuse it at once."""
-        late = self.wait_seconds + MIN_WORK_SECONDS > job.deadline.remaining()
+        late = not self._free and self.wait_seconds + MIN_WORK_SECONDS > job.deadline.remaining()
         full = not self._free and len(self._queue) >= self._queue_length
         if late or full or not self._engine.ready:
             why = (
@@ -138,6 +158,9 @@ class Desk:
             shared.error = error
         except asyncio.CancelledError:
             shared.error = Busy("the computation was stopped")
+        except Exception as error:
+            log.exception("a computation failed")
+            shared.error = EngineFailed(f"the computation failed: {type(error).__name__}")
         finally:
             if self._shared.get(key) is shared:
                 del self._shared[key]

@@ -14,7 +14,7 @@ from firsttouch.engine import Engine, Job
 from firsttouch.errors import SettingsError
 from firsttouch.metagraph import Stakes
 from firsttouch.netpolicy import Policy
-from firsttouch.server.desk import Desk
+from firsttouch.server.desk import Cage, Desk
 from firsttouch.server.metrics import Metrics
 from firsttouch.settings import Settings
 from firsttouch.wallet import own_hotkey
@@ -38,7 +38,7 @@ class Service:
 
     settings: Settings
     gate: Gate
-    engine: Engine
+    engine: Cage
     desk: Desk
     policy: Policy
     stakes: Stakes | None
@@ -47,7 +47,7 @@ class Service:
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, settings: Settings, engine: Engine | None = None) -> Service:
+    def of(cls, settings: Settings, engine: Cage | None = None) -> Service:
         """Raises SettingsError when requests are to be verified and our own hotkey is not known."""
         stakes = stakes_of(settings) if settings.blacklist_enabled else None
         engine = engine or Engine(settings)
@@ -133,7 +133,7 @@ class Service:
             watch("firsttouch_metagraph_age_seconds", "Age of the stakes", lambda: stakes.age_seconds or -1.0)
 
 
-def _restarts(engine: Engine, ending: str) -> float:
+def _restarts(engine: Cage, ending: str) -> float:
     return engine.stats.restarts.get(ending, 0)
 
 
