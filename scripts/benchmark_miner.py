@@ -84,10 +84,9 @@ def main(
 async def measure(source: str, settings: Settings, mode: Fetch, detector: Detector, count: int) -> Run:
     """The median of `count` runs by total time."""
     one_mode = settings.model_copy(update={"fetch": mode})
-    budget = settings.deadline_seconds if settings.origin("time_budget_s") != "default" else None
     answers = []
     for _ in range(count):
-        analysis = await analyze(source, deadline=budget, options=Options.of(one_mode), detector=detector)
+        analysis = await analyze(source, deadline=settings.deadline_if_set, options=Options.of(one_mode), detector=detector)
         answers.append(analysis)
     middle = statistics.median_low([answer.stage_seconds["total"] for answer in answers])
     return run_of(next(a for a in answers if a.stage_seconds["total"] == middle), mode, one_mode, detector)

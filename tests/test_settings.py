@@ -124,6 +124,15 @@ def test_time_budget_may_be_a_number_auto_or_none(monkeypatch: pytest.MonkeyPatc
     assert load().deadline_seconds == 1.5
 
 
+def test_a_command_has_no_deadline_unless_somebody_set_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().deadline_seconds == 2.0
+    assert load().deadline_if_set is None
+    assert load(profile="guide").deadline_if_set == 2.0
+    monkeypatch.setenv("TIME_BUDGET_S", "1.5")
+    assert load().deadline_if_set == 1.5
+    assert load({"time_budget_s": "none"}).deadline_if_set is None
+
+
 def test_lists_have_commas_between(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WARM_ORIGINS", "https://a.example, https://b.example:8443")
     assert load().warm_origins == ("https://a.example", "https://b.example:8443")

@@ -215,6 +215,11 @@ class Settings(BaseSettings):
         return self.time_budget_s
 
     @property
+    def deadline_if_set(self) -> float | None:
+        """The same for a command, where nobody waits: none unless somebody set TIME_BUDGET_S or a profile."""
+        return None if self.origin("time_budget_s") == "default" else self.deadline_seconds
+
+    @property
     def deadline_is_auto(self) -> bool:
         return self.time_budget_s == AUTO
 

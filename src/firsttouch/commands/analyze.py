@@ -61,7 +61,7 @@ def register(app: typer.Typer) -> None:
         """Answer every frame of a clip: boxes, identities and pitch key points, as JSON."""
         settings = load(
             {
-                "time_budget_s": deadline if deadline is not None or profile is not None else "none",
+                "time_budget_s": deadline,
                 "frame_stride": stride,
                 "fetch": fetch or ("head" if fetch_mb is not None else None),
                 "partial_download_mb": fetch_mb,
@@ -70,6 +70,8 @@ def register(app: typer.Typer) -> None:
         )
         for path in (output, video):
             _check_writable(path)
+        for note in settings.notes() if not quiet else ():
+            err.print(f"{note.kind}: {note}", highlight=False, soft_wrap=True)
         analysis = asyncio.run(_analyze(source, settings, every_frame, quiet))
         watch = Stopwatch()
         body = to_json(analysis)
@@ -104,7 +106,7 @@ async def _analyze(source: str, settings: Settings, every_frame: bool, quiet: bo
         task = progress.add_task("frames answered", total=None)
         steps = analyze_steps(
             source,
-            deadline=settings.deadline_seconds,
+            deadline=settings.deadline_if_set,
             options=Options.of(settings, every_frame=every_frame),
             detector=detector,
             partial=not progress.disable,
