@@ -390,3 +390,22 @@ def test_engines_are_built_for_both_sets_of_outputs(model, tmp_path):
     folders = build_engines(runtime, model, batch=4, img_size=160)
     assert len(set(folders)) == 2
     assert [(precision, shape) for _, precision, shape in runtime.opened] == [("fp16", (4, 6, 96, 160))] * 2
+
+
+@pytest.mark.parametrize("outputs", [("boxes", "scores"), ("keypoints", "scores", "boxes")])
+def test_bound_memory_gives_what_plain_runs_give_and_keeps_nothing_of_the_run_before(model, outputs):
+    file, shape = ModelFile.read(model), (2, 6, 96, 160)
+    plain = OrtCpu().open(file, outputs, shape, "fp32")
+    options = ort.session_options(file, shape)
+    session = ort.open_session(file, outputs, options, ["CPUExecutionProvider"])
+    bound = ort.DeviceSession(session, "planes", outputs, "fp32", np.zeros(shape, np.uint8), memory="cpu")
+    random = np.random.default_rng(0)
+    for _ in range(3):
+        values = random.integers(0, 200, shape, np.uint8)
+        kept = bound.run(values)
+        for mine, expected in zip(kept, plain.run(values), strict=True):
+            np.testing.assert_array_equal(mine, expected)
+    first = [v.copy() for v in kept]
+    bound.run(np.zeros(shape, np.uint8))
+    for mine, before in zip(kept, first, strict=True):
+        np.testing.assert_array_equal(mine, before)

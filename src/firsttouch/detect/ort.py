@@ -65,13 +65,22 @@ class OrtSession:
 class DeviceSession(OrtSession):
     """A model on a GPU: input and outputs live there, at fixed addresses, so that a CUDA graph can be replayed.
 
-    One run at a time: the addresses are shared. Not verified on hardware.
+    One run at a time: the addresses are shared. Not verified on hardware (tested with `memory="cpu"`).
     """
 
-    def __init__(self, session: Any, input_name: str, outputs: Sequence[str], precision: str, values: Values) -> None:
+    def __init__(
+        self,
+        session: Any,
+        input_name: str,
+        outputs: Sequence[str],
+        precision: str,
+        values: Values,
+        memory: str = "cuda",
+    ) -> None:
         super().__init__(session, input_name, outputs, precision)
         self._lock = threading.Lock()
-        self._on_device = onnxruntime.OrtValue.ortvalue_from_numpy(values, "cuda", 0)
+        self._memory = memory
+        self._on_device = onnxruntime.OrtValue.ortvalue_from_numpy(values, memory, 0)
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input(input_name, self._on_device)
         for output in session.get_outputs():
@@ -82,10 +91,10 @@ class DeviceSession(OrtSession):
     def _bind_output(self, output: Any) -> None:
         """Memory of its own for an output of known shape; ONNX Runtime's, anew each run, for another."""
         if all(isinstance(size, int) and size > 0 for size in output.shape):
-            value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(output.shape, np.float32, "cuda", 0)
+            value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(output.shape, np.float32, self._memory, 0)
             self._binding.bind_ortvalue_output(output.name, value)
         else:
-            self._binding.bind_output(output.name, "cuda")
+            self._binding.bind_output(output.name, self._memory)
 
     def run(self, values: Values) -> list[Values]:
         with self._lock:
