@@ -86,8 +86,8 @@ async def measure(source: str, settings: Settings, mode: Fetch, detector: Detect
     one_mode = settings.model_copy(update={"fetch": mode})
     answers = []
     for _ in range(count):
-        analysis = await analyze(source, deadline=settings.deadline_if_set, options=Options.of(one_mode), detector=detector)
-        answers.append(analysis)
+        options, budget = Options.of(one_mode), settings.deadline_if_set
+        answers.append(await analyze(source, deadline=budget, options=options, detector=detector))
     middle = statistics.median_low([answer.stage_seconds["total"] for answer in answers])
     return run_of(next(a for a in answers if a.stage_seconds["total"] == middle), mode, one_mode, detector)
 
