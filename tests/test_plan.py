@@ -141,6 +141,12 @@ def test_key_frames_only_decodes_one_sample_of_each_gop():
     assert plan.size_bytes == 15 * 90_000
 
 
+def test_wanted_frames_need_just_the_samples_up_to_them():
+    plan = make_plan(clip(), FAST, look_at=[0, 50, 57, 700])
+    assert {step.first_row: step.stop_row for step in plan.steps} == {0: 1, 50: 58, 700: 701}
+    assert plan.size_bytes == 3 * 90_000 + 7 * 18_000
+
+
 def test_bytes_at_hand_and_rows_done_cost_nothing_more():
     index = clip()
     fresh = make_plan(index, SLOW_LINK, stride=12)

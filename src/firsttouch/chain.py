@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 from .clock import Deadline
 from .decode import Frame, GopDecoder, StreamDecoder
@@ -53,7 +54,7 @@ class GopChain:
 
     @property
     def hardware(self) -> bool:
-        return False
+        return self._decoder is not None and self._decoder.hardware
 
     @property
     def seconds_left(self) -> float:
@@ -74,7 +75,9 @@ class GopChain:
         """Feed up to `QUANTUM_ROWS` samples that are here; at the end, flush the decoder."""
         if self._decoder is None:
             rows = range(self.rows.start, self._stop)
-            self._decoder = GopDecoder(self._index, self._sparse.read, rows, skip_nonref=self._skip)
+            self._decoder = GopDecoder(
+                self._index, self._sparse.read, rows, skip_nonref=self._skip, device=self._device
+            )
         until = self._next
         while until < min(self._next + QUANTUM_ROWS, self._stop) and self._sparse.has(self._index.byte_range(until)):
             until += 1
@@ -98,6 +101,44 @@ class Streamed(Protocol):
     def size(self) -> int | None: ...
 
     def file(self, deadline: Deadline | None = None) -> BinaryIO: ...
+
+
+class AskingBytes:
+    """The sparse bytes as a file that says where it is read before the bytes are there: how `direct` fetches."""
+
+    def __init__(self, sparse: SparseBytes, ask: Callable[[int], None]) -> None:
+        self._sparse, self._ask = sparse, ask
+
+    @property
+    def size(self) -> int | None:
+        return self._sparse.size
+
+    def file(self, deadline: Deadline | None = None) -> BinaryIO:
+        return cast(BinaryIO, _AskingFile(self._sparse, self._sparse.file(deadline), self._ask))
+
+
+class _AskingFile(io.RawIOBase):
+    def __init__(self, sparse: SparseBytes, file: BinaryIO, ask: Callable[[int], None]) -> None:
+        super().__init__()
+        self._sparse, self._file, self._ask = sparse, file, ask
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        position = self._file.tell()
+        if size and position < (self._sparse.size or 0):
+            self._ask(position)
+        return self._file.read(size)
 
 
 class StreamChain:

@@ -107,13 +107,18 @@ class Options:
         )
 
 
+def wish_for(settings: Settings) -> Wish:
+    """On what these settings want the models run."""
+    return Wish(settings.device, settings.runtime, settings.precision, settings.tensorrt, settings.cache_dir)
+
+
 def detector_for(settings: Settings) -> Detector:
     """The detector these settings name, loaded and ready."""
     return load_detector(
         player=settings.model_player,
         ball=settings.model_ball,
         pitch=settings.model_pitch,
-        wish=Wish(device=settings.device, tensorrt=settings.tensorrt, cache_dir=settings.cache_dir),
+        wish=wish_for(settings),
         img_size=settings.input_width,
         batch_size=settings.batch_size,
         confidence=settings.conf_threshold,

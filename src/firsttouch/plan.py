@@ -52,7 +52,7 @@ DEFAULT_STRIDE = 12
 """Frames between looked-at frames when time does not bind: beyond it F1 falls faster than the time does."""
 
 SECOND_COST = 0.1
-"""The share of a plan's worth that a second costs: a judge who weighs speed takes about a tenth of the score for one."""
+"""The share of a plan's worth that a second costs: a judge who weighs speed takes about a tenth of the score."""
 
 SHORTEST_RUN = 16
 """Samples in a step at least: below it a codec context costs more than it gives."""
@@ -165,16 +165,19 @@ def make_plan(
     every_frame: bool = False,
     key_frames_only: bool = False,
     until_byte: int | None = None,
+    look_at: Sequence[int] | None = None,
     have: Sequence[ByteRange] = (),
     done: Mapping[int, int] | None = None,
 ) -> Plan:
     """The plan whose expected time fits the budget and whose expected quality, less `SECOND_COST` a second, is highest.
 
-    `stride`, `every_frame`, `key_frames_only` and `until_byte` (nothing at or behind this byte is fetched) fix what
-    the search would choose. `have` are bytes already here, `done` the rows already decoded of the step that begins
-    at a row: they cost nothing more, which is how a plan is made again half-way. When not even key frames fit the
+    `stride`, `every_frame`, `key_frames_only`, `until_byte` (nothing at or behind this byte is fetched) and `look_at`
+    (just these frame numbers) fix what the search would choose. `have` are bytes already here, `done` the rows already
+    decoded of the step that begins at a row: they cost nothing more, which is how a plan is made again half-way. When not even key frames fit the
     budget, the plan is the quickest one, in an order that is even wherever it stops.
     """
+    if look_at is not None:
+        return _just(index, rates, look_at)
     gops = _gops(index, rates, not every_frame, until_byte, done or {})
     if not gops:
         return Plan((), index.frame_count, stride or DEFAULT_STRIDE, 0.0, 0.0, 0.0, not every_frame)
@@ -198,6 +201,30 @@ def make_plan(
             best = (*rank, draft)
     assert best is not None
     return best[2].plan(index, rates, have, skip_disposable=not every_frame)
+
+
+def _just(index: Index, rates: Rates, look_at: Sequence[int]) -> Plan:
+    """The samples these frames need, each from its key frame on; the bytes of no other frame behind them."""
+    stops: dict[int, int] = {}
+    looks: dict[int, list[int]] = {}
+    for number in sorted(set(look_at)):
+        row = int(index.row_of_frame[number])
+        key = int(index.gop_of_row[row])
+        stops[key] = max(stops.get(key, 0), row + 1)
+        looks.setdefault(key, []).append(number)
+    keys = sorted(stops)
+    steps = []
+    for at in spread_order(len(keys)):
+        key = keys[at]
+        decode = rates.decode_key_seconds + (stops[key] - key - 1) * rates.decode_reference_seconds
+        spans = tuple(coalesce(index.byte_range(row) for row in range(key, stops[key])))
+        cost = decode + len(looks[key]) * rates.detect_seconds
+        steps.append(Step(key, stops[key], spans, tuple(looks[key]), cost))
+    size = sum(step.size_bytes for step in steps)
+    work = sum(step.cost_seconds for step in steps) / rates.workers
+    seconds = rates.round_trip_seconds + max(size / rates.bytes_per_second, work)
+    quality = len(set(look_at)) / max(1, index.frame_count)
+    return Plan(tuple(steps), index.frame_count, 0, 0.0, seconds, quality, skip_disposable=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,6 @@ from .plan import Rates, Step
 
 Grey = npt.NDArray[np.uint8]
 
-BACKLOG_INPUTS = 12
-"""Model inputs waiting before decoding pauses: 1.4 MB each at the default size."""
-
 BACKLOG_GREYS = 240
 """Grey planes kept before decoding pauses: 0.23 MB each."""
 
@@ -91,6 +88,7 @@ class Work:
         pitch: bool = True,
         motion: bool = True,
         first_batch: int = 1,
+        prefetch_frames: int = 24,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.frames_decoded = 0
@@ -102,7 +100,7 @@ class Work:
         self._detector = detector
         self._rates, self._watch = rates, stopwatch
         self._pitch, self._motion = pitch, motion
-        self._batch = first_batch
+        self._batch, self._prefetch = first_batch, prefetch_frames
         self._pts: dict[int, int] = {}
         self._size = (0, 0)
         self._on_change = on_change
@@ -257,7 +255,7 @@ class Work:
 
     def _chain_first(self, chain: Chain) -> bool:
         """Would this chain outlast everything else if the leaves went first?"""
-        if len(self._to_detect) >= BACKLOG_INPUTS or self._greys >= BACKLOG_GREYS:
+        if len(self._to_detect) >= self._prefetch or self._greys >= BACKLOG_GREYS:
             return False
         left = [c.decoding.seconds_left for c in self._chains if not c.done]
         leaves = len(self._to_detect) * self._rates.detect_seconds

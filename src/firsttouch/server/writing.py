@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from firsttouch.answer import SCHEMA, frame_body, summary, to_challenge, to_json
+from firsttouch.answer import SCHEMA, frame_bodies, summary, to_challenge, to_json
 from firsttouch.carry import FrameAnswer
 from firsttouch.errors import FirsttouchError
 from firsttouch.pipeline import Analysis
@@ -98,8 +98,8 @@ class Lines:
 
     def _frames(self, frames: list[FrameAnswer]) -> bytes:
         lines = []
-        for frame in frames:
-            line = orjson.dumps({"event": "frame"} | frame_body(frame))
+        for frame, body in zip(frames, frame_bodies(frames), strict=True):
+            line = orjson.dumps({"event": "frame"} | body)
             if self._sent.get(frame.frame_number) != line:
                 self._sent[frame.frame_number] = line
                 lines.append(line)
