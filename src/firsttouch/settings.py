@@ -125,6 +125,12 @@ class Settings(BaseSettings):
     model_player: Path | None = setting(None, "an operator's own ONNX detector instead of the bundled one")
     model_ball: Path | None = setting(None, "an operator's own ONNX ball detector")
     model_pitch: Path | None = setting(None, "an operator's own ONNX pitch key-point model")
+    runtime: Annotated[Literal["auto", "onnxruntime", "openvino", "tensorrt"], BeforeValidator(_lower)] = setting(
+        "auto", "what runs the models; openvino is an extra, and opens slowly"
+    )
+    precision: Annotated[Literal["auto", "fp32", "int8", "bf16", "fp16"], BeforeValidator(_lower)] = setting(
+        "auto", "of the model; auto takes the fastest that works here, by a short test"
+    )
     tensorrt: bool = setting(False, "run TensorRT FP16 engines, built once and kept in CACHE_DIR")
     cache_dir: Path = setting(Path("~/.cache/firsttouch"), "engines, timings and the metagraph are kept here")
 

@@ -40,9 +40,10 @@ def register(app: typer.Typer) -> None:
 
 def describe(settings: Settings) -> list[dict[str, Any]]:
     """One row for each model that these settings load: what runs it, and how long a frame takes on one thread."""
-    from firsttouch.detect import BUNDLED_MODEL, Wish
+    from firsttouch.detect import BUNDLED_MODEL
+    from firsttouch.pipeline import wish_for
 
-    wish = Wish(device=settings.device, tensorrt=settings.tensorrt, cache_dir=settings.cache_dir)
+    wish = wish_for(settings)
     rows = []
     for role, field in ROLES:
         path = getattr(settings, field) if field else BUNDLED_MODEL
