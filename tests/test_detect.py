@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -202,3 +204,9 @@ def test_detections_of_unequal_columns_are_refused():
         Detections(0, *(np.zeros(shape, np.float32) for shape in ((2, 4), (1, 4), (32, 3))))
     assert len(Detections.none(3)) == 0
     assert Detections.none(3).confidence.shape == (0,)
+
+
+def test_reading_detections_does_not_import_a_runtime():
+    code = "import sys, firsttouch.detect; print('onnxruntime' in sys.modules, 'openvino' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -211,6 +211,9 @@ def test_a_built_engine_is_found_by_its_file(model, tmp_path):
     file, arguments = ModelFile.read(model), (("boxes",), (1, 6, 96, 160), "fp16")
     runtime = OrtTensorRt(tmp_path)
     assert not runtime.has_engine(file, *arguments)
+    with pytest.raises(RuntimeUnavailable, match="no TensorRT engine of tiny") as refused:
+        runtime.open(file, *arguments)
+    assert "engine build --batch 1" in refused.value.hint
     folder = engine_folder(tmp_path, file, *arguments)
     folder.mkdir(parents=True)
     assert not runtime.has_engine(file, *arguments)
@@ -227,7 +230,7 @@ def test_tensorrt_gets_its_cache_and_cuda_its_graph(model, tmp_path, monkeypatch
 
     monkeypatch.setattr(ort, "open_session", opened)
     file = ModelFile.read(model)
-    for runtime in (OrtTensorRt(tmp_path), OrtCuda()):
+    for runtime in (OrtTensorRt(tmp_path, build=True), OrtCuda()):
         with pytest.raises(RuntimeUnavailable):
             runtime.open(file, ("boxes",), (4, 6, 96, 160), "fp16")
     (tensorrt, options), after = asked[0]
@@ -388,8 +391,8 @@ def test_engines_are_built_for_both_sets_of_outputs(model, tmp_path):
     runtime = FakeRuntime(name="tensorrt")
     runtime.cache_dir = tmp_path
     folders = build_engines(runtime, model, batch=4, img_size=160)
-    assert len(set(folders)) == 2
-    assert [(precision, shape) for _, precision, shape in runtime.opened] == [("fp16", (4, 6, 96, 160))] * 2
+    assert len(set(folders)) == 3
+    assert [shape for _, _, shape in runtime.opened] == [(1, 6, 96, 160), (4, 6, 96, 160), (4, 6, 96, 160)]
 
 
 @pytest.mark.parametrize("outputs", [("boxes", "scores"), ("keypoints", "scores", "boxes")])

@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
         """Build the TensorRT FP16 engines once, with and without the pitch; takes minutes."""
         from firsttouch.detect.ort import OrtTensorRt
 
-        runtime = OrtTensorRt(cache_dir.expanduser())
+        runtime = OrtTensorRt(cache_dir.expanduser(), build=True)
         problem = runtime.problem("fp16")
         if problem is not None:
             raise RuntimeUnavailable(f"no engine can be built here: {problem.reason}", hint=problem.remedy)
@@ -72,16 +72,20 @@ def _cells(row: dict[str, Any]) -> tuple[str, str, str, str]:
 
 
 def build_engines(runtime: Any, model: Path | None, batch: int, img_size: int | None) -> list[Path]:
-    """Open the model once for each set of outputs: opening is what builds. The folders, whose names are the keys."""
+    """Open the model for one frame (the self-test) and for a batch with and without the pitch: opening is what builds.
+
+    Gives the folders, whose names are the keys.
+    """
     from firsttouch.detect import BUNDLED_MODEL
     from firsttouch.detect.native import ALL_OUTPUTS, BOX_OUTPUTS, native_canvas
     from firsttouch.detect.ort import engine_folder
     from firsttouch.detect.session import ModelFile
 
     file = ModelFile.read(model or BUNDLED_MODEL)
-    shape = (batch, *native_canvas(file, img_size).shape)
+    canvas = native_canvas(file, img_size).shape
     folders = []
-    for outputs in (ALL_OUTPUTS, BOX_OUTPUTS):
+    for frames, outputs in ((1, ALL_OUTPUTS), (batch, ALL_OUTPUTS), (batch, BOX_OUTPUTS)):
+        shape = (frames, *canvas)
         runtime.open(file, outputs, shape, "fp16")
         folders.append(engine_folder(runtime.cache_dir, file, outputs, shape, "fp16"))
     return folders

@@ -15,45 +15,20 @@ from firsttouch.detect.openvino import OpenVino
 from firsttouch.detect.ort import OrtCoreMl, OrtCpu, OrtCuda, OrtTensorRt
 from firsttouch.detect.session import (
     ModelFile,
-    OutOfDeviceMemory,
     Problem,
     Runtime,
     Session,
     milliseconds_per_run,
 )
-from firsttouch.errors import ModelMismatch, ModelNotFound, RuntimeUnavailable, SettingsError
+from firsttouch.detect.wish import Wish
+from firsttouch.errors import ModelMismatch, ModelNotFound, RuntimeUnavailable
 
 log = logging.getLogger(__name__)
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-RUNTIMES = ("auto", "onnxruntime", "openvino", "tensorrt")
-PRECISIONS = ("auto", "fp32", "int8", "bf16", "fp16")
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "asimddp", "i8mm"})
 
 Layout = Callable[[ModelFile], tuple[tuple[str, ...], tuple[int, ...]]]
 """What to ask of a model: the outputs, and the input's shape."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What the operator asked for. `runtime="auto"` on the CPU is ONNX Runtime: OpenVINO may be a little faster
-    once it runs, but opens in hundreds of milliseconds, so it wants to be asked for."""
-
-    device: str = "auto"
-    runtime: str = "auto"
-    precision: str = "auto"
-    tensorrt: bool = False
-    cache_dir: Path = Path("~/.cache/firsttouch")
-
-    def __post_init__(self) -> None:
-        named = (("device", DEVICES), ("runtime", RUNTIMES), ("precision", PRECISIONS))
-        for name, allowed in named:
-            if getattr(self, name) not in allowed:
-                raise SettingsError(f"{name} is {getattr(self, name)!r}", hint=f"one of {', '.join(allowed)}")
-
-    @property
-    def device_or_runtime_named(self) -> bool:
-        return (self.device, self.runtime, self.tensorrt) != ("auto", "auto", False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +174,3 @@ def has_int8_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
         return True
     flags = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
     return not _INT8_FLAGS.isdisjoint(flags.split())
-
-
-__all__ = ["Choice", "OutOfDeviceMemory", "Wish", "choose", "choose_among", "has_int8_instructions", "runtimes_for"]

@@ -1,13 +1,16 @@
-"""From a wish (files, device, runtime, precision) to a detector that works here."""
+"""From a wish (files, device, runtime, precision) to a detector that works here.
+
+ONNX Runtime is imported when the first model is loaded: what only reads detections does without it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from firsttouch.detect.choose import Wish, choose
 from firsttouch.detect.detections import Detector
 from firsttouch.detect.native import NativeDetector, NativeLayout, is_native
 from firsttouch.detect.session import ModelFile
+from firsttouch.detect.wish import Wish
 from firsttouch.detect.yolo import CombinedDetector, Role, YoloLayout, YoloModel
 from firsttouch.errors import ModelMismatch
 
@@ -53,6 +56,8 @@ def load_detector(
 def _native(
     path: Path, wish: Wish, img_size: int | None, batch_size: int, confidence: float, max_detections: int
 ) -> NativeDetector:
+    from firsttouch.detect.choose import choose
+
     choice = choose(path, wish, NativeLayout(img_size))
     return NativeDetector(
         ModelFile.read(choice.file),
@@ -71,5 +76,7 @@ def _yolo(path: Path, role: Role, wish: Wish, img_size: int | None) -> YoloModel
             f"{path.name} is our own network, not a model for the role of {role}",
             hint="leave MODEL_PLAYER, MODEL_BALL and MODEL_PITCH empty to run it",
         )
+    from firsttouch.detect.choose import choose
+
     choice = choose(path, wish, YoloLayout(role, img_size))
     return YoloModel(ModelFile.read(choice.file), role, choice.open, img_size)

@@ -178,9 +178,13 @@ class OrtCuda:
 
 @dataclass(frozen=True, slots=True)
 class OrtTensorRt:
-    """TensorRT FP16 with engine and timing cache in `cache_dir`. Not verified on hardware."""
+    """TensorRT FP16 with engine and timing cache in `cache_dir`. Not verified on hardware.
+
+    Building an engine takes minutes, so only `build=True` does it; otherwise one must be there.
+    """
 
     cache_dir: Path
+    build: bool = False
     name: str = "tensorrt"
     device: str = "cuda"
 
@@ -188,6 +192,11 @@ class OrtTensorRt:
         return _no_gpu("TensorrtExecutionProvider") or _not_on_gpu(precision)
 
     def open(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str) -> Session:
+        if not self.build and not self.has_engine(model, outputs, shape, precision):
+            raise RuntimeUnavailable(
+                f"no TensorRT engine of {model.path.name} for {shape} is built yet",
+                hint=f"firsttouch engine build --batch {shape[0]}",
+            )
         folder = engine_folder(self.cache_dir, model, outputs, shape, precision)
         folder.mkdir(parents=True, exist_ok=True)
         options = {
