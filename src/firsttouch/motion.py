@@ -133,6 +133,11 @@ class Motion:
         return int(self.frame_numbers[-1])
 
 
+def use_one_thread() -> None:
+    """Keep OpenCV from sharing each call between threads of its own: the callers are the threads."""
+    cv2.setNumThreads(1)
+
+
 def follow(
     greys: Sequence[Grey],
     frame_numbers: Sequence[int] | npt.NDArray[np.int32],

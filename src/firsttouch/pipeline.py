@@ -56,6 +56,9 @@ TAIL_BYTES = 64 * 1024
 ANSWER_RESERVE_SECONDS = 0.14
 """Kept before the deadline for the last quantum, linking, carrying and writing 750 frames."""
 
+WEAK_SHARE = 0.5
+"""Detections down to this share of the threshold continue a track that a surer one began (ByteTrack's idea)."""
+
 REPLAN_SECONDS = 0.06
 """How often the rates are looked at under a deadline."""
 
@@ -78,6 +81,8 @@ class Options:
     fetch_mb: float = 4.0
     """Megabytes (1024 * 1024 bytes) of the start that `fetch="head"` takes."""
     tracking: bool = True
+    confidence: float = 0.3
+    """What a detection needs to begin a track; weaker ones that the detector lets pass only continue one."""
     pitch: bool = True
     first_batch: int = 1
     workers: int = 2
@@ -98,6 +103,7 @@ class Options:
             fetch=settings.fetch_mode,
             fetch_mb=settings.partial_download_mb,
             tracking=not settings.disable_tracking,
+            confidence=settings.conf_threshold,
             pitch=not settings.skip_pitch,
             first_batch=settings.ramp_up_first_batch if settings.ramp_up else settings.batch_size,
             prefetch_frames=settings.prefetch_frames,
@@ -121,7 +127,7 @@ def detector_for(settings: Settings) -> Detector:
         wish=wish_for(settings),
         img_size=settings.input_width,
         batch_size=settings.batch_size,
-        confidence=settings.conf_threshold,
+        confidence=settings.conf_threshold * WEAK_SHARE,
         max_detections=settings.max_detections,
     )
 
@@ -508,7 +514,7 @@ class _Run:
         work = self.work.snapshot()
         view = _view(clip, work, self.stream.decoder if self.stream else None)
         with self.watch.stage("carry"):
-            tracks = link(work.detections, work.motions, tracking=self.options.tracking)
+            tracks = link(work.detections, work.motions, tracking=self.options.tracking, sure=self.options.confidence)
             frames = carry(
                 tracks,
                 work.detections,

@@ -24,7 +24,7 @@ from .clock import Stopwatch
 from .decode import Frame
 from .detect import Detections, Detector
 from .errors import FirsttouchError
-from .motion import Motion, follow
+from .motion import Motion, follow, use_one_thread
 from .plan import Rates, Step
 
 Grey = npt.NDArray[np.uint8]
@@ -117,6 +117,7 @@ class Work:
             threading.Thread(target=self._run, name=f"firsttouch-{n}", daemon=True) for n in range(rates.workers)
         ]
         self._alive = len(self._threads)
+        use_one_thread()
         for thread in self._threads:
             thread.start()
 
