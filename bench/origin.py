@@ -19,6 +19,7 @@ import contextlib
 import email.utils
 import gzip
 import json
+import logging
 import os
 import re
 import signal
@@ -410,6 +411,8 @@ class _Http1Wire:
         await self._writer.drain()
 
     async def body(self, data: memoryview) -> None:
+        if self._writer.is_closing():
+            raise ConnectionResetError
         self._writer.write(b"%x\r\n%b\r\n" % (len(data), bytes(data)) if self._chunked else data)
         await self._writer.drain()
 
@@ -458,6 +461,7 @@ async def _until_gone(reader: asyncio.StreamReader) -> None:
 def serve_until_told(descriptor: int) -> None:
     """The child's main: takes its files and orders from `descriptor`, and ends when that does."""
     pipe = Connection(descriptor)
+    logging.disable()  # broken connections are what it is for
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's business
     asyncio.run(_serve(pipe, *pipe.recv()))
 

@@ -92,5 +92,7 @@ class _Http2Wire:
         self._writer.write(self._conn.data_to_send())
 
     async def _flush(self) -> None:
+        if self._writer.is_closing():
+            raise ConnectionResetError
         self._writer.write(self._conn.data_to_send())
         await self._writer.drain()

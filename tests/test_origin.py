@@ -110,7 +110,7 @@ def test_the_bandwidth_is_shared_by_all_connections(origin: Origin) -> None:
         for thread in threads:
             thread.join()
 
-    assert 0.36 <= seconds(both) < 1.5
+    assert 0.36 <= seconds(both) < 3.0
 
 
 def test_each_answer_takes_a_round_trip_and_a_new_connection_its_setup(origin: Origin) -> None:
@@ -121,10 +121,10 @@ def test_each_answer_takes_a_round_trip_and_a_new_connection_its_setup(origin: O
         connection.request("GET", f"/{NAME}", headers={"Range": "bytes=0-0"})
         connection.getresponse().read()
 
-    first, second = seconds(ask), seconds(ask)
+    first, later = seconds(ask), [seconds(ask) for _ in range(4)]
     connection.close()
-    assert 0.3 <= first < 1.0
-    assert 0.1 <= second < 0.29
+    assert first >= 0.3
+    assert 0.1 <= min(later) < 0.29
 
 
 def test_everything_is_counted(origin: Origin) -> None:
@@ -141,12 +141,12 @@ def test_everything_is_counted(origin: Origin) -> None:
 
 
 def test_who_hangs_up_frees_the_link(origin: Origin) -> None:
-    origin.shape(bandwidth=8e5)  # the whole file would take 2 s
+    origin.shape(bandwidth=4e5)  # the whole file would take 4 s
     rude = socket.create_connection(("127.0.0.1", origin.port))
     rude.sendall(f"GET /{NAME} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     rude.recv(100)
     rude.close()
-    assert seconds(lambda: get(origin, "bytes=0-9999")) < 1.0
+    assert seconds(lambda: get(origin, "bytes=0-9999")) < 3.0
     assert origin.counts().aborted == 1
 
 

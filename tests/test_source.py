@@ -458,6 +458,8 @@ FATAL = [
     ("length and range disagree", Fault(length_lie=5), RangeNotSupported),
     ("no range any more", Fault(ignore_range=True, after=2), RangeNotSupported),
     ("416 inside the file", Fault(status=416, after=2), RangeNotSupported),
+    ("416 whatever is asked", Fault(status=416), RangeNotSupported),
+    ("crumbs", Fault(short_range=3), RangeNotSupported),
     ("more bytes than promised", Fault(extra_bytes=50, no_length=True, after=2), RangeNotSupported),
     ("cut every time", Fault(cut_after=100, after=2), SourceCutOff),
     ("stalled every time", Fault(stall_after=100, after=2), SourceTimeout),
@@ -507,6 +509,59 @@ def test_a_fault_that_passes_is_got_over_and_only_what_lacks_is_asked_again(orig
     assert sparse.read(ByteRange(0, SIZE)) == DATA
 
 
+def any_fault(dice: random.Random) -> Fault:
+    """Some of everything that can go wrong, for a while or for good."""
+    choices: dict[str, list[Any]] = {
+        "status": [404, 500, 503, 416, 403, 204, 206, 304],
+        "retry_after": [0],
+        "stall_after": [0, 10, 30_000],
+        "cut_after": [0, 10, 30_000],
+        "length_lie": [-5, 5],
+        "range_shift": [1, -1],
+        "total_lie": [-5, 5, -100_000],
+        "extra_bytes": [9],
+        "encoding": ["gzip", "br"],
+        "no_length": [True],
+        "ignore_range": [True],
+        "no_suffix": [True],
+        "slow_headers": [0.01, 0.2],
+        "short_range": [1, 5000, 40_000],
+        "weak_etag": [True],
+        "no_etag": [True],
+    }
+    names = dice.sample(sorted(choices), dice.choice([1, 1, 2, 3]))
+    chosen = {name: dice.choice(choices[name]) for name in names}
+    return Fault(**chosen, times=dice.choice([None, 1, 2, 3]), after=dice.choice([0, 0, 1, 2, 4]))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_an_origin_does_ends_in_right_bytes_or_a_typed_error(origin: Origin, seed: int) -> None:
+    dice = random.Random(seed)
+    fault = any_fault(dice)
+    origin.fault(NAME, fault)
+
+    async def work(source: Source) -> None:
+        ends = [dice.choice([1, 1000, 65_536, 700_000]) for _ in range(2)]
+        _, sparse = await opened(source, head=ends[0], tail=ends[1])
+        starts = [dice.randrange(SIZE // 2) for _ in range(dice.randrange(1, 12))]
+        try:
+            hasty = asyncio.create_task(source.fetch(ByteRange(starts[0], SIZE)))
+            await asyncio.sleep(dice.random() * 0.02)
+            hasty.cancel()
+            await asyncio.gather(hasty, return_exceptions=True)
+            await source.fetch_all([ByteRange(start, start + dice.randrange(1, 90_000)) for start in starts])
+        finally:
+            for part in sparse.have():
+                assert sparse.read(part) == DATA[part.start : part.stop]
+
+    source = HttpSource(origin.url(NAME), stall_seconds=0.1, backoff_seconds=0.005, max_bytes=2 * SIZE)
+    try:
+        used(source, work)
+    except SourceError as exc:
+        assert exc.hint
+    assert source.bytes_fetched <= SIZE * 1.1
+
+
 @pytest.mark.parametrize("fault", [Fault(encoding="gzip"), Fault(encoding="gzip", ignore_range=True)])
 def test_a_compressed_file_is_streamed_and_inflated(origin: Origin, fault: Fault) -> None:
     origin.fault(NAME, fault)
@@ -533,6 +588,23 @@ def test_a_compressed_bomb_is_too_large(origin: Origin) -> None:
 
     sparse = used(HttpSource(origin.url("bomb.mp4"), max_bytes=1_000_000), work)
     assert all(part.stop <= 1_000_000 for part in sparse.have())
+
+
+@pytest.mark.parametrize("fault", [Fault(no_suffix=True, cut_after=10, times=2), Fault(range_shift=1, times=1)])
+def test_a_tail_of_another_kind_than_the_head_confuses_nobody(origin: Origin, fault: Fault) -> None:
+    for _ in range(4):  # head and tail race
+        origin.fault("small.mp4", fault)
+
+        async def work(source: Source) -> None:
+            try:
+                _, sparse = await opened(source)
+                await source.stream()
+                assert sparse.read(ByteRange(0, len(SMALL))) == SMALL
+            except (SourceCutOff, RangeNotSupported):
+                pass
+            assert source.bytes_fetched <= len(SMALL) * 1.1
+
+        used(HttpSource(origin.url("small.mp4"), backoff_seconds=0.01), work)
 
 
 def test_a_stream_that_is_cut_off_fails_and_says_so_to_its_readers(origin: Origin) -> None:
@@ -605,7 +677,8 @@ def test_head_and_tail_are_asked_in_one_round_trip(origin: Origin) -> None:
         await source.fetch_all([ByteRange(0, 1000), ByteRange(SIZE - 1000, SIZE)])
         return time.monotonic() - begun
 
-    assert 0.4 <= used(HttpSource(origin.url(NAME)), work) < 0.8
+    took = [used(HttpSource(origin.url(NAME)), work) for _ in range(2)]
+    assert 0.4 <= min(took) < 0.8
 
 
 def test_the_etag_is_sent_back(origin: Origin) -> None:

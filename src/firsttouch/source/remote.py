@@ -57,15 +57,13 @@ BACKOFF_SECONDS = 0.05
 MAX_REDIRECTS = 8
 SMALL_TALK_BYTES = 64 * 1024
 """The body of an error or redirect is read up to this, which keeps the connection; beyond it is not worth it."""
+MEAGRE_BYTES, MEAGRE_ANSWERS = 4096, 16
+"""A server may send less than was asked, but not a file in thousands of crumbs."""
 RATE_WINDOW_SECONDS = 0.5
 
 
-class _NeedsStream(Exception):
-    """The origin speaks of ranges, but they are of no use: read it from the start."""
-
-
 class _Dropped(Exception):
-    """This answer is not needed: another one came first."""
+    """This answer is of no use: another one came first, or it speaks of ranges in a way that cannot be used."""
 
 
 class _TryAgain(Exception):
@@ -102,6 +100,7 @@ class _Request:
     stop: int | None = None
     kept: bool = False
     link: Link = field(default_factory=Link)
+    hops: list[Link] = field(default_factory=list)
     touched: float = 0.0
     stalled: bool = False
     task: asyncio.Task[None] | None = None
@@ -151,6 +150,7 @@ class HttpSource:
         self._running: set[_Request] = set()
         self._opened: asyncio.Future[None] | None = None
         self._failed_tries = 0
+        self._meagre = 0
         self._distrust = False
         self._pinned: dict[str, Pinned] = {}
         self._judging = asyncio.Lock()
@@ -350,8 +350,6 @@ class HttpSource:
             self._again(request, _TryAgain(SourceTimeout(f"no byte for a while: {self.name}")))
         except _Dropped:
             pass
-        except _NeedsStream:
-            self._restart_as_stream(request)
         except _TryAgain as exc:
             self._again(request, exc)
         except (SourceCutOff, SourceTimeout) as exc:
@@ -362,8 +360,8 @@ class HttpSource:
             self._give_up(request, SourceRefused(f"{type(exc).__name__} while reading {self.name}: {exc}"))
         finally:
             self._running.discard(request)
-            if not self._closed:
-                self._pump()
+            self._begin_whole()
+            self._pump()
 
     async def _ask(self, request: _Request) -> None:
         """Send it, and follow redirects; the policy judges each hop."""
@@ -372,6 +370,7 @@ class HttpSource:
             url, addresses = await self._judge(url)
             receiver = _Receiver(self, request, url)
             self.requests += 1
+            request.hops.append(request.link)
             request.link = Link()
             await self._connections.ask(
                 url,
@@ -411,7 +410,7 @@ class HttpSource:
         """The first sound answer says what the file is."""
         if size is not None and size > self._max_bytes:
             raise SourceTooLarge(f"{size} bytes, at most {self._max_bytes} are read: {self.name}")
-        link = request.link
+        links = [*request.hops, request.link]
         self._known = identity_of(reply, size)
         self._facts = Facts(
             reply.url,
@@ -419,8 +418,8 @@ class HttpSource:
             accepts_ranges,
             reply.headers.get("etag"),
             reply.headers.get("content-type"),
-            link.connect_seconds,
-            link.warm,
+            sum(link.connect_seconds for link in links),
+            all(link.warm for link in links),
         )
         self._sparse = SparseBytes(size)
         for other in self._running:
@@ -435,7 +434,7 @@ class HttpSource:
             raise _Dropped
         sent = parse_content_range(reply.headers.get("content-range"))
         if self._facts is None and (reply.encoding or sent is None or sent.total is None):
-            raise _NeedsStream
+            raise _Dropped
         if reply.encoding:
             raise RangeNotSupported(f"ranges of a {reply.encoding} body: {self.name}")
         if not request.placed and sent is not None and sent.total:
@@ -448,6 +447,10 @@ class HttpSource:
         else:
             assert self._known is not None
             check_same(self._known, identity_of(reply, judged.total), self.name)
+        if judged.part.stop < request.asked.stop and len(judged.part) < MEAGRE_BYTES:
+            self._meagre += 1
+            if self._meagre > MEAGRE_ANSWERS:
+                raise RangeNotSupported(f"the origin sends {len(judged.part)} bytes at a time: {self.name}")
         self._keep(request, judged.part)
 
     def _keep(self, request: _Request, part: ByteRange) -> None:
@@ -463,7 +466,7 @@ class HttpSource:
         if self._facts is None:
             self._begin_stream(reply, request)
             return
-        if not self._facts.accepts_ranges:
+        if request.whole or not self._facts.accepts_ranges:
             raise _Dropped
         assert self._known is not None
         check_same(self._known, identity_of(reply, None if reply.encoding else reply.length), self.name)
@@ -576,16 +579,16 @@ class HttpSource:
             self._send(_Request(old.asked, old.suffix, old.whole, placed=old.placed, fresh=self._distrust))
         self._pump()
 
-    def _restart_as_stream(self, request: _Request) -> None:
-        if self._facts is None and not any(other.whole for other in self._running):
-            self._send(_Request(request.asked, whole=True))
+    def _begin_whole(self) -> None:
+        """Neither head nor tail has shown what the file is, and nothing else is under way: ask for it without Range."""
+        waiting = self._opened is not None and not self._opened.done()
+        if waiting and not self._running and not self._resend and not self._closed:
+            self._send(_Request(ByteRange(0, 1), whole=True))
 
     def _give_up(self, request: _Request, error: SourceError) -> None:
-        """A tail that is refused while the head is still to come does not matter: the head will say."""
-        alone = not any(other is not request for other in self._running)
-        if self._facts is None and request.suffix and not alone:
-            return
-        if self._facts is not None and request.suffix and not isinstance(error, SourceChanged):
+        """A tail that is refused matters only where there is no head: with one, it is asked again by its place."""
+        headed = self._facts is not None or self._running != {request} or bool(self._resend)
+        if request.suffix and not request.whole and headed and not isinstance(error, SourceChanged):
             return
         self._fail(error)
 
@@ -690,10 +693,12 @@ class _Receiver:
             return SourceChanged(f"size went from {source._known.size} to {size} while it was read: {source.name}")
         if source._facts is not None:
             return _Dropped() if request.suffix else error
+        if request.whole:
+            return error
         if size == 0:
             source._first_facts(reply, request, 0, True)
             return _Dropped()
-        return _Dropped() if request.suffix else _NeedsStream()
+        return _Dropped()
 
 
 def _quietly(future: asyncio.Future[None]) -> None:
