@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -369,6 +370,32 @@ def test_picture_of_another_size_than_the_container_says_is_scaled_to_it(folder:
     index = read_index(sparse)
     frame = next(gop_by_gop(sparse, index))
     assert frame.y.shape == (index.height, index.width) == (90, 160)
+
+
+def test_absurd_order_of_pts_does_not_end_the_process(folder: Path) -> None:
+    """FFmpeg's H.264 decoder aborts when told to hold back more than 16 pictures."""
+    sparse, index = opened(make_clip(RECIPES["no_b_frames"], folder))
+    upside_down = replace(index, pts=index.pts[::-1].copy())
+    assert upside_down.reorder_depth > 16
+    assert len(list(GopDecoder(upside_down, sparse.read, range(20)).frames())) == 20
+
+
+def test_sound_that_begins_late_in_a_stream_does_no_harm(folder: Path) -> None:
+    path = folder / "late_sound.flv"
+    with av.open(str(make_clip(RECIPES["no_b_frames"], folder))) as source, av.open(str(path), "w") as out:
+        video = out.add_stream_from_template(source.streams.video[0])
+        sound = out.add_stream("aac", rate=44100)
+        for number, packet in enumerate(list(source.demux(video=0))[:-1]):
+            packet.stream = video
+            out.mux(packet)
+            if number > 40:
+                silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+                silence.sample_rate, silence.pts = 44100, number * 1764
+                out.mux(sound.encode(silence))
+    data = path.read_bytes()
+    sparse = SparseBytes(len(data))
+    sparse.write(0, data)
+    assert [number_in(f.y) for f in decode_stream(sparse)] == list(range(60))
 
 
 def test_frames_keep_their_picture_after_the_decoder_is_closed(folder: Path) -> None:

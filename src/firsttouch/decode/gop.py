@@ -22,6 +22,9 @@ from firsttouch.ranges import ByteRange
 
 logger = logging.getLogger("firsttouch.decode")
 
+MAX_REORDER_DEPTH = 15
+"""What FFmpeg itself assumes of an H.264 stream that does not say."""
+
 
 class GopDecoder:
     """Decodes one run of rows that starts at a key frame, in this thread only.
@@ -219,8 +222,9 @@ def _opened(context: av.CodecContext, index: Index, options: dict[str, str]) -> 
     context.thread_count = 1  # frame threads cost more than they save: GOPs go side by side instead
     context.options = dict(options)
     context.open()
-    # Without this the H.264 decoder guesses the delay and lets early frames out of order.
-    context.reorder_depth = max(context.reorder_depth, index.reorder_depth)
+    if index.codec == "h264":
+        # Without this the decoder guesses the delay and lets early frames out of order. It aborts above 16.
+        context.reorder_depth = max(context.reorder_depth, min(index.reorder_depth, MAX_REORDER_DEPTH))
     return context
 
 

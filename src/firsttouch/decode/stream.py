@@ -87,8 +87,8 @@ class StreamDecoder:
         while True:
             try:
                 packet = next(packets)
-            except StopIteration:
-                return
+            except (StopIteration, IndexError):
+                return  # PyAV trips over a track that appeared on the way, but only after it has flushed ours
             except av.FFmpegError as exc:
                 raise DecodeFailed(f"the container is damaged: {exc}") from exc
             try:
