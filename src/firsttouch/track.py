@@ -40,6 +40,10 @@ COAST_FRAMES = 30
 """A velocity is believed for this long."""
 HOLE_FRAMES = 60
 """A hole between two looked-at frames does not make a track forgotten up to this length."""
+WEAK_SHARE = 0.75
+"""Detections below this share of what is sure are not taken at all."""
+WEAK_REACH = 0.3
+"""Body heights from its prediction within which a weak detection continues a track."""
 LOOSE = 0.1
 """Body heights a frame by which an unseen body may stray from its prediction: 4.5 m/s at 25 frames a second."""
 IMPOSSIBLE = 1e3
@@ -49,9 +53,13 @@ BODY_METRES = 1.8
 BALL_METRES_PER_FRAME = 1.2
 """30 m/s at 25 frames a second: a hard shot."""
 BALL_MEMORY_FRAMES = 50
-BALL_FLOOR = 0.12
+BALL_MEMORY_LOOKS = 12
+"""How far back, in frames and in looked-at frames, the ball may last have been seen."""
+BALL_FLOOR = 0.25
 """Ball confidence that counts neither for nor against a place on the path."""
-BALL_RESTART = 2.0
+BALL_FRESH_FRAMES = 8
+"""Glances closer together than this see the same mistakes again, and count for less."""
+BALL_RESTART = 4.0
 """What it costs the path to take up the ball anew, in units of log confidence."""
 
 
@@ -157,7 +165,7 @@ def _associate(detections: Sequence[Detections], between: Sequence[Motion | None
     live, following, answer = _Live.none(), 1, []
     for look, detection in enumerate(detections):
         ids = np.full(len(detection), -1, np.int32)
-        people = np.flatnonzero(detection.class_id != 0)
+        people = np.flatnonzero((detection.class_id != 0) & (detection.confidence >= WEAK_SHARE * sure))
         boxes, scores = detection.xyxy[people], detection.class_scores[people]
         confidence = detection.confidence[people]
         number = detection.frame_number
@@ -219,17 +227,18 @@ def _match(live: _Live, tolerance: Float, boxes: Float, scores: Float, sure: Boo
     taken = np.full(len(boxes), -1, np.int32)
     if not len(boxes) or not len(live.id):
         return taken
-    cost = box_distance(live.box, boxes)
+    distance = box_distance(live.box, boxes)
+    cost = distance
     tall = np.maximum(live.box[:, 3] - live.box[:, 1], 1)[:, None]
     cost = cost + 0.3 * np.abs(np.log(np.maximum(boxes[:, 3] - boxes[:, 1], 1)[None] / tall))
     cost = np.where(paired, np.minimum(cost, 0.2), cost)
     possible = cost <= tolerance[:, None]
     cost = cost + 0.3 * (1 - _directions(live.scores) @ _directions(scores).T) + 0.01 * tolerance[:, None]
     cost = np.where(possible, cost, IMPOSSIBLE)
-    for wanted in (sure, ~sure):
+    for wanted, reach in ((sure, np.inf), (~sure, WEAK_REACH)):
         free = np.setdiff1d(np.arange(len(live.id)), taken)
         columns = np.flatnonzero(wanted)
-        part = cost[np.ix_(free, columns)]
+        part = np.where(distance[np.ix_(free, columns)] <= reach, cost[np.ix_(free, columns)], IMPOSSIBLE)
         rows, chosen = linear_sum_assignment(part)
         good = part[rows, chosen] < IMPOSSIBLE
         taken[columns[chosen[good]]] = free[rows[good]]
@@ -381,7 +390,8 @@ def _ball_path(detections: Sequence[Detections], between: Sequence[Motion | None
             for k in np.flatnonzero(value > score):
                 score[k], origin[k] = value[k], _Place(earlier, int(winner[k]))
         confidence = detections[look].class_scores[mine, 0].astype(np.float64)
-        best.append(score + np.log(np.maximum(confidence, 1e-3) / BALL_FLOOR))
+        fresh = min(int(numbers[look] - numbers[look - 1]) / BALL_FRESH_FRAMES, 1.0) if look else 1.0
+        best.append(score + fresh * np.log(np.maximum(confidence, 1e-3) / BALL_FLOOR))
         came_from.append(origin)
         if len(mine) and best[-1].max() > peak:
             peak, peak_at = float(best[-1].max()), (look, int(best[-1].argmax()))
@@ -406,7 +416,7 @@ def _pixels_per_metre(detections: Sequence[Detections]) -> float:
 def _memory(look: int, numbers: Int, between: Sequence[Motion | None]) -> Iterator[tuple[int, Float | None]]:
     """Earlier looked-at frames within a ball's memory and the camera from each to this one (None: not known)."""
     chain: Float | None = np.eye(3)
-    for earlier in range(look - 1, -1, -1):
+    for earlier in range(look - 1, max(look - 1 - BALL_MEMORY_LOOKS, -1), -1):
         motion = between[earlier]
         if numbers[look] - numbers[earlier] > BALL_MEMORY_FRAMES:
             return
