@@ -41,11 +41,17 @@ def _suppress(boxes: Tensor, scores: Tensor) -> Tensor:
     return scores * ((iou * stronger).amax(1) < SAME_PERSON_IOU).float()
 
 
-def decode_boxes(person: Tensor, ball: Tensor) -> tuple[Tensor, Tensor]:
+def decode_boxes(person: Tensor, ball: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
     """(boxes [n, 100, 4], scores [n, 100, 4]) sorted by best score, falling."""
     heat, cells = _peaks(person[:, 0], PEOPLE)
     people = _boxes(person[:, 4:], cells)
-    kinds = torch.gather(person[:, 1:4].flatten(2), 2, cells[:, None].expand(-1, 3, -1)).softmax(1).transpose(1, 2)
+    width = person.shape[3]
+    coarse = torch.div(cells, 2 * width, rounding_mode="floor") * role.shape[3] + torch.div(
+        cells % width, 2, rounding_mode="floor"
+    )
+    near = torch.gather(person[:, 1:4].flatten(2), 2, cells[:, None].expand(-1, 3, -1))
+    wide = torch.gather(role.flatten(2), 2, coarse[:, None].expand(-1, 3, -1))
+    kinds = (near + wide).softmax(1).transpose(1, 2)
     of_people = F.pad(_suppress(people, heat)[..., None] * kinds, (1, 0))
     ball_heat, ball_cells = _peaks(ball[:, 0], BALLS)
     of_balls = F.pad(ball_heat[..., None], (0, 3))
@@ -83,6 +89,6 @@ class Shipped(nn.Module):
         self.network = network
 
     def forward(self, planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        person, ball, keypoint = self.network((planes.float() - ZERO_POINT) * SCALE)
-        boxes, scores = decode_boxes(person, ball)
+        person, ball, keypoint, role = self.network((planes.float() - ZERO_POINT) * SCALE)
+        boxes, scores = decode_boxes(person, ball, role)
         return boxes, scores, decode_keypoints(keypoint)

@@ -234,7 +234,7 @@ def fit(rank: int, args: argparse.Namespace) -> None:
         targets = Targets(*(getattr(targets, f).to(device) for f in Targets.__slots__))
         with torch.autocast(device.type, dtype=torch.bfloat16):
             outputs = network(normalise(planes, device))
-        loss, parts = losses.total(outputs, targets)
+        loss, parts = losses.total(outputs, targets, whole=planes.shape[3] == FULL[0] // 2)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if args.processes > 1:

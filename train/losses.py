@@ -69,13 +69,14 @@ def keypoint_loss(maps: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     return heat_loss, (error * near).sum() / (near.sum() + 1)
 
 
-def total(outputs: tuple[Tensor, Tensor, Tensor], t: Targets) -> tuple[Tensor, dict[str, float]]:
-    """The training loss and its parts, all in float32."""
-    person, ball, keypoint = (o.float() for o in outputs)
+def total(outputs: tuple[Tensor, Tensor, Tensor, Tensor], t: Targets, whole: bool) -> tuple[Tensor, dict[str, float]]:
+    """The training loss and its parts, all in float32; `whole` pictures show who is who, crops hardly do."""
+    person, ball, keypoint, role = (o.float() for o in outputs)
+    kinds = person[:, 1:4] + F.interpolate(role, scale_factor=2.0, mode="nearest")
     parts = {
         "person": focal(person[:, 0], t.heat[:, 0], t.weight[:, 0]),
         "ball": focal(ball[:, 0], t.heat[:, 1], t.weight[:, 1]),
-        "class": 2 * class_loss(person[:, 1:4], t.kind, t.box_weight[:, 0]),
+        "class": (2.0 if whole else 0.3) * class_loss(kinds, t.kind, t.box_weight[:, 0]),
         "box": box_loss(person[:, 4:], t.box[:, 0], t.box_weight[:, 0]),
         "ball_box": 0.5 * box_loss(ball[:, 1:], t.box[:, 1], t.box_weight[:, 1]),
     }

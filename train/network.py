@@ -36,6 +36,7 @@ class Widths:
     depth32: int = 1
     box: int = 32
     keypoint: int = 64
+    role: int = 32
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -103,11 +104,12 @@ def _up(x: Tensor) -> Tensor:
 
 
 class Network(nn.Module):
-    """Normalised planes [N, 6, H, W] (H and W multiples of 16) to the three raw maps.
+    """Normalised planes [N, 6, H, W] (H and W multiples of 16) to the four raw maps.
 
     `person` [N, 8, H/4, W/4]: heat logit, 3 class logits, centre offset x y (cells), log size x y (cells);
     `ball` [N, 5, H/4, W/4]: heat logit, offset x y, log size x y;
-    `keypoints` [N, 96, H/8, W/8]: 32 heat logits, then 32 offsets x and 32 offsets y (cells).
+    `keypoints` [N, 96, H/8, W/8]: 32 heat logits, then 32 offsets x and 32 offsets y (cells);
+    `role` [N, 3, H/8, W/8]: class logits, to be added to those of `person` in the four cells they cover.
     """
 
     def __init__(self, widths: Widths | None = None) -> None:
@@ -127,6 +129,8 @@ class Network(nn.Module):
         self.box_conv = Conv(w.s8, w.box)
         self.person_out, self.ball_out = nn.Conv2d(w.box, 8, 1), nn.Conv2d(w.box, 5, 1)
         self.keypoint_conv, self.keypoint_out = Conv(w.s16, w.keypoint), nn.Conv2d(w.keypoint, 96, 1)
+        # who is who needs the whole scene more than fine detail: a second opinion from the coarser map
+        self.role_conv, self.role_out = Conv(w.s16, w.role), nn.Conv2d(w.role, 3, 1)
         self._start()
 
     def _start(self) -> None:
@@ -150,7 +154,12 @@ class Network(nn.Module):
         n8 = self.neck8(_up(self.lateral8(n16)) + c8)
         return n8, n16
 
-    def forward(self, planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, planes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n8, n16 = self.backbone(planes)
         boxes = self.box_conv(n8)
-        return self.person_out(boxes), self.ball_out(boxes), self.keypoint_out(self.keypoint_conv(n16))
+        return (
+            self.person_out(boxes),
+            self.ball_out(boxes),
+            self.keypoint_out(self.keypoint_conv(n16)),
+            self.role_out(self.role_conv(n16)),
+        )

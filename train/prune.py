@@ -45,7 +45,7 @@ def count(network: nn.Module) -> int:
 
 def prune(network: Network, ratio: float) -> None:
     """In place; the three outputs and the stem keep their channels."""
-    keep = [network.person_out, network.ball_out, network.keypoint_out]
+    keep = [network.person_out, network.ball_out, network.keypoint_out, network.role_out]
     pruner = torch_pruning.pruner.BasePruner(
         network, torch.zeros(1, 6, 384, 640), importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=ratio, global_pruning=True, max_pruning_ratio=0.6, ignored_layers=keep, round_to=CHANNEL_STEP,

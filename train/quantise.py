@@ -25,7 +25,7 @@ from train.export import session, stamp
 from train.fit import load_training_frames
 from train.network import SCALE, ZERO_POINT
 
-HEADS = ("person_out", "ball_out", "keypoint_out")
+HEADS = ("person_out", "ball_out", "keypoint_out", "role_out")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
