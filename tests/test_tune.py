@@ -44,7 +44,7 @@ from firsttouch.tune import (
 )
 from tests.toy import toy_clip, toy_model
 
-MACHINE = Machine(Rates(), connect_seconds=0.0, overhead_seconds=0.1)
+MACHINE = Machine(Rates())
 
 
 @pytest.fixture(scope="module")

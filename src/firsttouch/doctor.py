@@ -25,7 +25,7 @@ from firsttouch.errors import FirsttouchError, IndexNotFound
 from firsttouch.index import Index
 from firsttouch.pipeline import Analysis, Options, analyze, detector_for
 from firsttouch.settings import Settings, shown
-from firsttouch.size import MEGABYTE, read_whole_index
+from firsttouch.size import MEGABYTE, read_whole_index, settle
 from firsttouch.source import Connections, Facts, open_source
 
 State = Literal["ok", "note", "wrong"]
@@ -144,6 +144,8 @@ async def _look(name: str, connections: Connections) -> tuple[Facts, Index | Non
         facts, sparse = await source.open(deadline=Deadline.after(OPEN_SECONDS))
         try:
             index = await read_whole_index(source, sparse)
+            if facts.accepts_ranges:
+                await settle(source, sparse)
         except IndexNotFound:
             return facts, None, None
         return facts, index, find_moov(sparse)[0]

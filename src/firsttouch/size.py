@@ -15,7 +15,9 @@ import numpy as np
 
 from firsttouch.clock import Deadline
 from firsttouch.index import Index, locate_index, read_index
+from firsttouch.ranges import ByteRange
 from firsttouch.source import Facts, Source
+from firsttouch.source.base import HEAD_BYTES, TAIL_BYTES
 from firsttouch.sparse import SparseBytes
 
 MEGABYTE = 1024 * 1024
@@ -106,3 +108,10 @@ async def read_whole_index(source: Source, sparse: SparseBytes) -> Index:
     while (missing := locate_index(sparse)) is not None:
         await source.fetch(missing)
     return read_index(sparse)
+
+
+async def settle(source: Source, sparse: SparseBytes) -> None:
+    """Wait for what `open` has asked for: a transfer cut off in the middle costs its connection."""
+    size = sparse.size
+    if size:
+        await source.fetch_all([ByteRange(0, min(HEAD_BYTES, size)), ByteRange(max(0, size - TAIL_BYTES), size)])

@@ -21,6 +21,8 @@ BUDGETS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 9.0)
 STRIDES = (3, 5, 8, 12, 18, 25)
 PREFIX_MB = (1.0, 2.0, 4.0, 8.0)
 MEGABYTE = 1024 * 1024
+ANSWER_RESERVE_SECONDS = 0.1
+"""Linking, carrying and writing, after the plan is done."""
 
 Values = Mapping[str, Any]
 """Settings by field name, in the form that `Settings` takes."""
@@ -28,11 +30,12 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What was measured: the plan's rates, and what a run takes beside its plan (connecting, linking, writing)."""
+    """What was measured: the plan's rates, the time to the first answer on a warm connection, and how many times
+    longer than its plan a run takes (stages that wait for each other, other programs on the machine)."""
 
     rates: Rates
     connect_seconds: float = 0.0
-    overhead_seconds: float = 0.1
+    slowdown: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,23 +87,21 @@ def settings_of(values: Values) -> Settings:
     return Settings(**given)
 
 
-def outlook(
-    index: Index, machine: Machine, settings: Settings, fastest: float = FASTEST_SECONDS
-) -> Prediction:
+def outlook(index: Index, machine: Machine, settings: Settings, fastest: float = FASTEST_SECONDS) -> Prediction:
     """Time and score of `settings` on the clip of `index`, from the plan the pipeline would make."""
     mode, budget = settings.fetch_mode, settings.deadline_seconds
-    before = machine.connect_seconds + machine.overhead_seconds
+    before = machine.connect_seconds + ANSWER_RESERVE_SECONDS
     download = 0.0
     have: tuple[ByteRange, ...] = ()
     if mode == "full":  # all of it is there before the decoder begins
         download = index.size_bytes / machine.rates.bytes_per_second
         have = (ByteRange(0, index.size_bytes),)
     limit = math.inf if budget is None else budget
-    for_plan = max(0.0, limit - before - download)
+    for_plan = max(0.0, limit - before - download) / machine.slowdown
     until = round(settings.partial_download_mb * MEGABYTE) if mode == "head" else None
     plan = make_plan(index, machine.rates, for_plan, stride=settings.stride, until_byte=until, have=have)
     done = min(1.0, for_plan / plan.expected_seconds) if plan.expected_seconds > 0 else 1.0
-    seconds = min(before + download + plan.expected_seconds, limit)
+    seconds = min(before + download + plan.expected_seconds * machine.slowdown, limit)
     coverage = _coverage(plan, index) * done
     f1 = min(1.0, plan.expected_quality * done / coverage) if coverage > 0 else 0.0
     return judged(coverage, f1, seconds, pitch=not settings.skip_pitch, fastest=fastest)
