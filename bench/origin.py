@@ -7,8 +7,8 @@ or `python -m bench.origin FILE... --bandwidth-mbit 100 --rtt-ms 30`. HTTP/1.1 w
 HTTP/2, under a certificate made for the occasion. Loopback only.
 
 The link is modelled where it matters to a client: all bodies share one bandwidth, the first byte of every answer
-comes one round trip after its request, a new connection costs `setup` more, and one connection cannot have more
-than `window` bytes on its way (0: no such limit). Loopback itself costs nothing next to that.
+comes one round trip after its request, and a new connection costs `setup` more. Loopback itself costs next to
+nothing. Not modelled: loss, and TCP's slow start.
 """
 
 from __future__ import annotations
@@ -75,12 +75,11 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The link: bits per second (0: no limit), seconds, bytes in flight per connection (0: no limit)."""
+    """The link: bits per second (0: no limit), and seconds."""
 
     bandwidth: float = 0.0
     rtt: float = 0.0
     setup: float = 0.0
-    window: int = 0
     ranges: bool = True
     idle_seconds: float = IDLE_SECONDS
 
@@ -108,7 +107,6 @@ class Origin:
         bandwidth: float = 0.0,
         rtt: float = 0.0,
         setup: float = 0.0,
-        window: int = 0,
         ranges: bool = True,
         idle_seconds: float = IDLE_SECONDS,
         faults: Mapping[str, Fault] | None = None,
@@ -119,7 +117,7 @@ class Origin:
         self._files = {
             name: value if isinstance(value, bytes) else Path(value).resolve() for name, value in files.items()
         }
-        self._shape = Shape(bandwidth, rtt, setup, window, ranges, idle_seconds)
+        self._shape = Shape(bandwidth, rtt, setup, ranges, idle_seconds)
         self._faults = dict(faults or {})
         self._tls = tls
         self._host = host
