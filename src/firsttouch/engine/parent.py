@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from firsttouch.clock import Deadline
 from firsttouch.engine import wire
-from firsttouch.errors import DeadlineExceeded, EngineFailed, FirsttouchError
+from firsttouch.errors import DeadlineExceeded, EngineFailed
 from firsttouch.pipeline import Analysis
 from firsttouch.settings import Settings
 
@@ -33,21 +33,22 @@ MAX_SECONDS = 230.0
 FIRST_FRAME_SECONDS = 30.0
 """When the budget begins at the first frame, that frame must come by then."""
 
-CANCEL_SECONDS = 2.0
-"""A child that does not stop its job in this time is killed. The pipeline promises 50 ms; a busy machine is slower."""
+CANCEL_SECONDS = 3.0
+"""A child that does not stop its job in this time is killed. The pipeline promises 50 ms, but a new child costs seconds
+of both cores: on a machine that is merely busy, killing early makes all later answers worse (measured)."""
 
 KEPT_SECONDS = 0.02
 """How long after its deadline the best so far becomes a job's answer: the pipeline has a reserve before it."""
 
 LATE_SECONDS = 0.5
-"""How long after its deadline a job that has answered nothing yet may still answer before its child is killed."""
+"""How long after its deadline a job that has answered nothing yet may still do so."""
 
 WATCH_SECONDS = 0.05
 START_SECONDS = 120.0
 BACKOFF_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
-Ending = Literal["overstayed", "too much memory", "died", "did not stop"]
+Ending = Literal["overstayed", "ate too much memory", "died"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,9 @@ class Engine:
     async def run(self, job: Job) -> AsyncGenerator[Analysis]:
         """The answers to a job as they grow, the last one the best there is. Closing the iterator cancels the job.
 
-        When the child overstays, eats its memory or dies, it is killed and replaced: then what had come is the
-        answer (`stopped_by` deadline), and only if nothing had come an error: DeadlineExceeded or EngineFailed.
+        At the deadline, or when the child dies or eats too much memory, what had come is the answer (`stopped_by`
+        deadline); only if nothing had come it is an error: DeadlineExceeded or EngineFailed. A child that then does
+        not stop is killed, and every dead one is replaced.
         """
         child = await self._take(job.deadline)
         number = next(self._numbers)
@@ -281,13 +283,13 @@ class _Child:
             try:
                 async with asyncio.timeout(_seconds(limit.deadline.earlier(-grace))):
                     message = await self._messages.get()
-            except TimeoutError:
+            except TimeoutError as exc:
                 if latest is None:
-                    self.kill("overstayed")
+                    raise DeadlineExceeded("the engine had nothing to answer at the deadline") from exc
                 message = None
             if message is None:
                 if latest is None:
-                    raise self._error()
+                    raise self._died()
                 yield _cut_short(latest)
                 return
             header = message[0]
@@ -314,7 +316,7 @@ class _Child:
                         self.at_work = False
                         return
         except TimeoutError:
-            self.kill("did not stop")
+            self.kill("overstayed")
 
     def kill(self, ending: Ending) -> None:
         """Kill it now; the first reason counts."""
@@ -340,10 +342,8 @@ class _Child:
         with contextlib.suppress(ConnectionError, OSError):
             await self._writer.wait_closed()
 
-    def _error(self) -> FirsttouchError:
-        if self.ending == "overstayed":
-            return DeadlineExceeded("the engine had nothing to answer at the deadline")
-        hint = "the clip may be damaged or hostile" if self.ending == "too much memory" else None
+    def _died(self) -> EngineFailed:
+        hint = "the clip may be damaged or hostile" if self.ending == "ate too much memory" else None
         return EngineFailed(f"the engine {self.ending} while it read this clip", hint=hint)
 
     async def _listen(self) -> None:
@@ -361,7 +361,7 @@ class _Child:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             if _rss_bytes(self.pid) > self._cap_bytes:
-                self.kill("too much memory")
+                self.kill("ate too much memory")
                 return
 
     async def _clean_up(self) -> None:

@@ -124,10 +124,10 @@ class Service:
         watch("firsttouch_engine_starts", "Engines started so far", lambda: engine.stats.started)
         watch("firsttouch_shared", "Requests that shared another's computation", lambda: desk.joined)
         watch("firsttouch_nonces", "Nonces remembered", lambda: len(self.gate.nonces))
-        for ending in ("overstayed", "too much memory", "died", "did not stop"):
+        for ending in ("overstayed", "ate too much memory", "died"):
             name = f"firsttouch_engine_restarts_{ending.replace(' ', '_')}"
             read = functools.partial(_restarts, engine, ending)
-            watch(name, f"Engines replaced because one {ending}", read)
+            watch(name, f"Engines replaced because they {ending}", read)
         if self.stakes is not None:
             stakes = self.stakes
             watch("firsttouch_metagraph_age_seconds", "Age of the stakes", lambda: stakes.age_seconds or -1.0)

@@ -1,0 +1,393 @@
+"""`python -m bench service [load|faults|cancels|all]`: the service as its operator runs it, under load and faults.
+
+A real `firsttouch serve` (signatures and stakes checked), a local origin with faults, signed callers over loopback.
+Every run is bounded in count and in time. Reported: how late answers were after their deadline, which requests were
+lost, and what the service's processes held before and after (descriptors, children, files, resident memory).
+
+    python -m bench service load --count 60 --rate 1800      # challenges an hour
+    python -m bench service faults --count 200 --budget 1.0  # 5 % of them faulty
+    python -m bench service cancels --count 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.match import real_clips, the_match
+from bench.origin import Fault, Origin
+from bench.report import machine, print_report, verdict
+from firsttouch.auth import Key
+from firsttouch.commands.sign import challenge_body
+from firsttouch.metagraph import Metagraph
+
+LATE_SECONDS = 0.05
+FAULTY_SHARE = 0.05
+START_SECONDS = 120.0
+CALLER_SECONDS = 60.0
+SAMPLES_OF_A_BOMB = 75_000_000
+"""24 bytes for each in FFmpeg's index: 1.8 GB from a file of a few kB."""
+
+LOG_SHOWN = 4000
+
+FAULTS: dict[str, Fault] = {
+    "stalled": Fault(stall_after=50_000),
+    "dripping": Fault(drip_bytes_per_second=2000),
+    "cut": Fault(cut_after=200_000),
+    "error": Fault(status=500),
+    "changing": Fault(change=True),
+}
+KINDS = (*FAULTS, "hostile", "html", "bad-signature", "gone")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One request as its caller saw it; `status` 0: no answer came."""
+
+    kind: str
+    status: int
+    seconds: float
+    frames: int = 0
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Held:
+    """What the service's processes hold at one moment."""
+
+    descriptors: int
+    children: int
+    resident_mb: float
+    server_mb: float
+    files: int
+
+
+@dataclass(slots=True)
+class Running:
+    """A running service, and the origin behind it."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    origin: Origin
+    folder: Path
+    miner: str
+    caller: Key
+    budget: float
+    memory: list[tuple[float, float, float]] = field(default_factory=list)
+
+    def held(self) -> Held:
+        family = [self.process.pid, *_children(self.process.pid)]
+        return Held(
+            descriptors=_descriptors(self.process.pid),
+            children=len(family) - 1,
+            resident_mb=round(sum(map(_resident, family)) / 1e6, 1),
+            server_mb=round(_resident(self.process.pid) / 1e6, 1),
+            files=sum(1 for path in self.folder.rglob("*") if path.is_file()),
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="bench service", description=__doc__.splitlines()[0])
+    parser.add_argument("run", nargs="?", default="all", choices=("load", "faults", "cancels", "all"))
+    parser.add_argument("--count", type=int, default=60, help="requests of each run (at most 20000)")
+    parser.add_argument("--rate", type=float, default=1800.0, help="challenges an hour, for load")
+    parser.add_argument("--budget", type=float, default=2.0, help="TIME_BUDGET_S of the service")
+    parser.add_argument("--seconds", type=float, default=600.0, help="no run lasts longer")
+    parser.add_argument("--clip", type=Path, default=None)
+    parser.add_argument("--seed", type=int, default=1)
+    wish = parser.parse_args(arguments)
+    wish.count = min(wish.count, 20_000)
+    clip = wish.clip or next(iter(real_clips()), None) or the_match(50)
+    body: dict[str, Any] = {
+        "clip": clip.name,
+        "load_average": os.getloadavg()[0],
+        "budget_seconds": wish.budget,
+    }
+    rows: list[list[object]] = []
+    for name in ("load", "faults", "cancels") if wish.run == "all" else (wish.run,):
+        with service(clip, wish.budget) as running:
+            body[name] = asyncio.run(_measured(name, running, wish))
+        rows += [[name, figure, value] for figure, value in body[name].items() if not isinstance(value, dict)]
+    print_report("service", ("run", "figure", "value"), rows, body)
+    return 0
+
+
+async def _measured(name: str, running: Running, wish: argparse.Namespace) -> dict[str, Any]:
+    """Warm up, hold, run, hold again."""
+    for _ in range(3):
+        await ask(running, "healthy")
+    await _settled(running)
+    before, begun = running.held(), time.monotonic()
+    watcher = asyncio.create_task(_watch_memory(running))
+    plan = {"load": load, "faults": faults, "cancels": cancels}[name]
+    try:
+        async with asyncio.timeout(wish.seconds):
+            replies = await plan(running, wish)
+    finally:
+        watcher.cancel()
+    await _settled(running)
+    after = running.held()
+    return _figures(replies, running, time.monotonic() - begun) | {
+        "descriptors_before_after": f"{before.descriptors} {after.descriptors}",
+        "children_before_after": f"{before.children} {after.children}",
+        "files_before_after": f"{before.files} {after.files}",
+        "resident_mb_before_after": f"{before.resident_mb} {after.resident_mb}",
+        "server_mb_before_after": f"{before.server_mb} {after.server_mb}",
+        "server_mb_an_hour": _slope(running.memory),
+    }
+
+
+async def load(running: Running, wish: argparse.Namespace) -> list[Reply]:
+    """Challenges at an even rate, each for a URL of its own so that none is shared."""
+    pause, tasks = 3600.0 / wish.rate, []
+    begun = time.monotonic()
+    for number in range(wish.count):
+        await asyncio.sleep(max(0.0, begun + number * pause - time.monotonic()))
+        tasks.append(asyncio.create_task(ask(running, "healthy", f"?n={number}")))
+    return list(await asyncio.gather(*tasks))
+
+
+async def faults(running: Running, wish: argparse.Namespace) -> list[Reply]:
+    """One request after another, a twentieth of them faulty in one of the ways."""
+    draw = random.Random(wish.seed)
+    kinds = itertools.cycle(draw.sample(KINDS, len(KINDS)))
+    replies = []
+    for number in range(wish.count):
+        faulty = draw.random() < FAULTY_SHARE
+        kind = next(kinds) if faulty else "healthy"
+        replies.append(await ask(running, kind, f"?n={number}"))
+    return replies
+
+
+async def cancels(running: Running, wish: argparse.Namespace) -> list[Reply]:
+    """Callers that go away at a random moment, then one that stays."""
+    draw = random.Random(wish.seed)
+    replies = []
+    for number in range(wish.count):
+        leave = draw.uniform(0.0, running.budget * 0.75)
+        replies.append(await ask(running, "gone", f"?n={number}", leave_after=leave))
+    replies.append(await ask(running, "healthy", "?last"))
+    return replies
+
+
+async def ask(running: Running, kind: str, query: str = "", leave_after: float | None = None) -> Reply:
+    """One signed challenge over a connection of its own."""
+    name = kind if kind in (*FAULTS, "hostile", "html") else "healthy"
+    body = challenge_body(running.origin.url(f"{name}.mp4") + query, f"{kind}{query}")
+    headers = running.caller.headers(body, running.miner)
+    if kind == "bad-signature":
+        headers["signature"] = "0x" + "0" * 128
+    if kind == "gone" and leave_after is None:
+        leave_after = running.budget / 3
+    begun = time.monotonic()
+    try:
+        async with asyncio.timeout(leave_after if leave_after is not None else CALLER_SECONDS):
+            status, text = await _post(running.port, body, headers)
+    except TimeoutError:
+        return Reply(
+            kind, 0, time.monotonic() - begun, error="left" if leave_after is not None else "no answer"
+        )
+    except (OSError, EOFError) as exc:
+        return Reply(kind, 0, time.monotonic() - begun, error=type(exc).__name__)
+    seconds = time.monotonic() - begun
+    answer = json.loads(text)
+    return Reply(kind, status, seconds, len(answer.get("frames", ())), answer.get("title", ""))
+
+
+async def _post(port: int, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
+    try:
+        headers = {"host": "localhost", "connection": "close", "content-length": str(len(body))} | headers
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        writer.write(f"POST /soccer/challenge HTTP/1.1\r\n{lines}\r\n".encode() + body)
+        await writer.drain()
+        top = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = next(
+            int(line.split(":")[1]) for line in top.lower().split("\r\n") if line.startswith("content-length")
+        )
+        return int(top.split()[1]), await reader.readexactly(length)
+    finally:
+        writer.close()
+
+
+def _figures(replies: Sequence[Reply], running: Running, seconds: float) -> dict[str, Any]:
+    """Healthy requests must be answered with frames; all that are answered must be in time."""
+    healthy = [reply for reply in replies if reply.kind == "healthy"]
+    answered = [reply for reply in replies if reply.status]
+    late = sorted(max(0.0, reply.seconds - running.budget) for reply in answered) or [0.0]
+    share = sum(value <= LATE_SECONDS for value in late) / len(late)
+    lost = [reply for reply in healthy if reply.status != 200]
+    outcomes = Counter(
+        f"{reply.kind}: {reply.status or reply.error} {reply.error if reply.status else ''}".strip()
+        for reply in replies
+    )
+    return {
+        "requests": len(replies),
+        "seconds": round(seconds, 1),
+        "healthy_answered": sum(reply.status == 200 for reply in healthy),
+        "healthy_lost": len(lost),
+        "took_p50": round(statistics.median([reply.seconds for reply in answered] or [0.0]), 3),
+        "late_p99.9": round(late[min(len(late) - 1, int(0.999 * len(late)))], 4),
+        "late_max": round(late[-1], 4),
+        "in_time": f"{share:.2%} within {LATE_SECONDS * 1000:.0f} ms ({verdict(late[-1], LATE_SECONDS)})",
+        "frames_p50": statistics.median([reply.frames for reply in healthy if reply.status == 200] or [0]),
+        "outcomes": dict(sorted(outcomes.items())),
+    }
+
+
+@contextmanager
+def service(clip: Path, budget: float, **more: str) -> Iterator[Running]:
+    """A service and its origin; both are gone afterwards."""
+    caller, miner = Key.throw_away(), Key.throw_away().hotkey
+    data = clip.read_bytes()
+    files: dict[str, str | Path | bytes] = dict.fromkeys(
+        ("healthy.mp4", *(f"{name}.mp4" for name in FAULTS)), data
+    )
+    files |= {"hostile.mp4": bomb(data), "html.mp4": b"<html>" + b"no clip here " * 500}
+    names = {f"{name}.mp4": fault for name, fault in FAULTS.items()}
+    with (
+        tempfile.TemporaryDirectory(prefix="firsttouch-bench-") as text,
+        Origin(files, faults=names) as origin,
+    ):
+        folder = Path(text)
+        (folder / "metagraph-finney-44.json").write_bytes(
+            Metagraph({caller.hotkey: 1e6}, time.time()).to_json()
+        )
+        own = {
+            "CACHE_DIR": text,
+            "TMPDIR": text,
+            "MINER_HOTKEY": miner,
+            "REFRESH_NODES": "0",
+            "LOAD_OLD_NODES": "1",
+            "ALLOW_PRIVATE_ORIGINS": "1",
+            "TIME_BUDGET_S": str(budget),
+            "WARM_ORIGINS": origin.base,
+            "LOG_LEVEL": "warning",
+        }
+        port = _free_port()
+        command = [
+            sys.executable,
+            "-m",
+            "firsttouch.cli",
+            "serve",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ]
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(command, env=os.environ | own | more, stderr=log)
+        running = Running(process, port, origin, folder, miner, caller, budget)
+        try:
+            _wait_ready(running)
+            yield running
+        finally:
+            sys.stderr.write((folder / "log").read_text()[-LOG_SHOWN:])
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+
+
+def bomb(clip: bytes) -> bytes:
+    """A few kB that declare 75 million samples of one byte, from the index of a real clip."""
+    at = clip.find(b"stsz")
+    if at < 0:
+        return b"\0" * 5600
+    start = clip.rfind(b"moov", 0, at) - 4
+    moov = bytearray(clip[start : start + int.from_bytes(clip[start : start + 4], "big")])
+    at = moov.find(b"stsz") + 8
+    moov[at : at + 8] = (1).to_bytes(4, "big") + SAMPLES_OF_A_BOMB.to_bytes(4, "big")
+    return b"\0\0\0\x18ftypisom\0\0\2\0isomavc1" + bytes(moov) + b"\0\0\0\x10mdat" + b"\0" * 8
+
+
+def _wait_ready(running: Running) -> None:
+    until = time.monotonic() + START_SECONDS
+    while _ready_engines(running.port) < 2:
+        if running.process.poll() is not None or time.monotonic() > until:
+            raise RuntimeError("the service did not start:\n" + (running.folder / "log").read_text())
+        time.sleep(0.1)
+
+
+def _ready_engines(port: int) -> int:
+    import urllib.request
+
+    with suppress(OSError):
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+        return int(float(text.partition("\nfirsttouch_engines_idle ")[2].split()[0]))
+    return 0
+
+
+async def _settled(running: Running) -> None:
+    """Until both engines are idle again: the state in which before and after are compared."""
+    for _ in range(600):
+        if await asyncio.to_thread(_ready_engines, running.port) >= 2:
+            return
+        await asyncio.sleep(0.1)
+    raise RuntimeError("the service did not settle within a minute")
+
+
+async def _watch_memory(running: Running) -> None:
+    begun = time.monotonic()
+    while True:
+        held = running.held()
+        running.memory.append((time.monotonic() - begun, held.server_mb, held.resident_mb))
+        await asyncio.sleep(1.0)
+
+
+def _slope(memory: Sequence[tuple[float, float, float]]) -> float:
+    """Megabytes an hour that the server process grew, over the second half of the run: the first half fills pools."""
+    half = memory[len(memory) // 2 :]
+    if len(half) < 3:
+        return 0.0
+    return round(
+        statistics.linear_regression([row[0] for row in half], [row[1] for row in half]).slope * 3600, 2
+    )
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _children(pid: int) -> list[int]:
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def _descriptors(pid: int) -> int:
+    with suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    return 0
+
+
+def _resident(pid: int) -> int:
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+if __name__ == "__main__":
+    print(machine(), file=sys.stderr)
+    sys.exit(main())
