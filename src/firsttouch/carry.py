@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firsttouch.detect import Detections
-from firsttouch.keypoints import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES, cubic, everywhere
+from firsttouch.keypoints import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES, cubic, everywhere, zeroed
 from firsttouch.motion import Float, Motion, camera_across, moved_points
 from firsttouch.track import Int, Tracks, motions_between
 
@@ -270,12 +270,12 @@ def _flown(
     )
     one, two = ahead + share * miss_ahead, behind + (1 - share) * miss_behind
     with np.errstate(invalid="ignore"):
-        weight_one = np.nan_to_num((1 - share) / (1 + share * np.abs(miss_ahead).sum(-1, keepdims=True)) ** 2)
-        weight_two = np.nan_to_num(share / (1 + (1 - share) * np.abs(miss_behind).sum(-1, keepdims=True)) ** 2)
+        weight_one = zeroed((1 - share) / (1 + share * np.abs(miss_ahead).sum(-1, keepdims=True)) ** 2)
+        weight_two = zeroed(share / (1 + (1 - share) * np.abs(miss_behind).sum(-1, keepdims=True)) ** 2)
     weight_one = np.where(np.isfinite(one).all(-1, keepdims=True), weight_one, 0.0)
     weight_two = np.where(np.isfinite(two).all(-1, keepdims=True), weight_two, 0.0)
     total = weight_one + weight_two
-    mixed = (weight_one * np.nan_to_num(one) + weight_two * np.nan_to_num(two)) / np.where(total > 0, total, 1.0)
+    mixed = (weight_one * zeroed(one) + weight_two * zeroed(two)) / np.where(total > 0, total, 1.0)
     mixed = np.where(total > 0, mixed, _ruler(motion, start, stop, frames, share))
     return np.asarray(np.where(both[:, None], mixed, alone), np.float32)
 
@@ -314,8 +314,8 @@ def _coasting(
     v1 = np.where(np.isfinite(coming), coming, chord)
     joined = cubic(start, stop, v0 * length, v1 * length, share)
     since, until = (frames - first)[:, None, None], (last - frames)[:, None, None]
-    near_left = start + since * np.nan_to_num(leaving)
-    near_right = stop - until * np.nan_to_num(coming)
+    near_left = start + since * zeroed(leaving)
+    near_right = stop - until * zeroed(coming)
     alone = np.where((ends.left >= 0)[:, None], near_left, near_right)
     far = np.where(share < 0.5, near_left, near_right)
     apart = far if length > BRIDGE_FRAMES else joined
@@ -375,7 +375,7 @@ def _beyond(
     frames = frames[np.abs(frames - number) <= EXTRAPOLATE_FRAMES]
     rows = np.arange(tracks.at(look).start, tracks.at(look).stop)
     leaving = look > 0 or len(tracks.frame_numbers) == 1
-    velocity = np.nan_to_num(_velocity(tracks, look, between, rows, leaving=leaving))
+    velocity = zeroed(_velocity(tracks, look, between, rows, leaving=leaving))
     elapsed = (frames - number)[:, None, None]
     xyxy = tracks.xyxy[rows] + elapsed * np.concatenate([velocity, velocity], 1)
     confidence = tracks.confidence[rows] * np.exp(-np.abs(elapsed[..., 0]) / FADE_FRAMES)

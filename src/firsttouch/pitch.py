@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from firsttouch.motion import Float, moved_points
 
@@ -61,143 +62,180 @@ def fit(keypoints: Float, width: int, height: int) -> PitchView | None:
     """The view behind one frame's key points (32, 3) in source pixels; None when no view holds.
 
     RANSAC (MAGSAC++ of OpenCV) finds the consensus, weighted least squares the view. Refused: fewer than four
-    agreeing points,
-    less than 60 % agreement, points (nearly) on a line, a mirrored or folded pitch, a large error, an absurd scale.
+    agreeing
+    points, less than 60 % agreement, points (nearly) on a line, a mirrored or folded pitch, a large error, an absurd
+    scale.
     """
+    weight = consensus(keypoints, width)[None]
+    return views(keypoints[None, :, :2], weight, weight, width, height)[0]
+
+
+def consensus(keypoints: Float, width: int) -> Float:
+    """(32,) the confidence of the points that agree on one view, 0 for all others; all 0 without agreement."""
+    agreed = np.zeros(32)
     used = np.flatnonzero(keypoints[:, 2] >= SEEN)
     if len(used) < 4:
-        return None
-    image, world = keypoints[used, :2].astype(np.float64), POINTS[used]
-    threshold = max(4.0, HOLDS * width)
+        return agreed
     cv2.setRNGSeed(0)
-    _, mask = cv2.findHomography(world, image, cv2.USAC_MAGSAC, threshold, maxIters=1000, confidence=0.999)
-    if mask is None:
-        return None
-    inliers = mask[:, 0].astype(bool)
-    if inliers.sum() < max(4, 0.6 * len(used)):
-        return None
-    seen = np.zeros(32, np.float32)
-    seen[used[inliers]] = keypoints[used[inliers], 2]
-    return view_from(
-        world[inliers], image[inliers], keypoints[used[inliers], 2].astype(np.float64), seen, width, height
+    _, mask = cv2.findHomography(
+        POINTS[used], keypoints[used, :2].astype(np.float64), cv2.USAC_MAGSAC, max(4.0, HOLDS * width), maxIters=1000
     )
+    if mask is not None and mask.sum() >= max(4, 0.6 * len(used)):
+        inliers = used[mask[:, 0] > 0]
+        agreed[inliers] = keypoints[inliers, 2]
+    return agreed
 
 
-def view_from(world: Float, image: Float, weight: Float, seen: Float, width: int, height: int) -> PitchView | None:
-    """Weighted least squares view of correspondences (N, 2), with its checks; None when it does not hold."""
-    solved = _solve(world, image, weight)
-    if solved is None:
-        return None
-    homography = solved.homography
-    misses = ((moved_points(homography, world) - image) ** 2).sum(1)
-    error = float(np.sqrt(np.average(misses, weights=weight)))
-    if not np.isfinite(error) or error > HOLDS * width or not _plausible(homography, world, width):
-        return None
-    noise = max(error, 0.001 * width)
-    uncertainty = noise * np.sqrt(solved.variance(POINTS))
-    return PitchView(homography, seen, error, np.where(_depth(homography, POINTS) > 0, uncertainty, np.inf))
+def views(image: Float, weight: Float, seen: Float, width: int, height: int) -> list[PitchView | None]:
+    """Weighted least squares views of many frames at once; None for those that do not hold.
+
+    image: (S, 32, 2) pixels of the key points, weight: (S, 32), 0 where a point is not known. seen: (S, 32) what the
+    views shall say of their points.
+    """
+    found: list[PitchView | None] = [None] * len(image)
+    enough = np.flatnonzero((weight > 0).sum(1) >= 4)
+    if not len(enough):
+        return found
+    image, weight = image[enough].astype(np.float64), weight[enough].astype(np.float64)
+    solved = _solve(image, weight)
+    total = weight.sum(1)
+    points = moved_points(solved.homography[:, None], POINTS)
+    misses = np.where(weight > 0, ((points - image) ** 2).sum(-1), 0.0)
+    error = np.sqrt((misses * weight).sum(1) / total)
+    holds = solved.good & (error <= HOLDS * width) & _plausible(solved.homography, weight > 0, width)
+    noise = np.maximum(error, 0.001 * width)[:, None]
+    uncertainty = noise * np.sqrt(np.maximum(solved.variance(), 0.0))
+    uncertainty = np.where(_depth(solved.homography, weight > 0) > 0, uncertainty, np.inf)
+    for k in np.flatnonzero(holds):
+        view = PitchView(solved.homography[k], seen[enough[k]], float(error[k]), uncertainty[k])
+        found[enough[k]] = view
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class _Solved:
-    """A homography h between normalised coordinates, and the (8, 8) covariance of its entries per unit of
-    noise there."""
+    """Homographies h (S, 3, 3) between normalised coordinates, the (S, 8, 8) covariances of their entries per unit of
+    noise there, and whether the points pin each down."""
 
     h: Float
     covariance: Float
+    good: npt.NDArray[np.bool_]
     to_world: Float
     to_image: Float
 
     @property
     def homography(self) -> Float:
-        """From metres to pixels, of the sign that makes depth positive in front of the camera."""
-        full = np.linalg.inv(self.to_image) @ self.h @ self.to_world
-        return np.asarray(full)
+        """(S, 3, 3) from metres to pixels, of the sign that makes depth positive in front of the camera."""
+        return np.asarray(np.linalg.inv(self.to_image) @ self.h @ self.to_world)
 
-    def variance(self, points: Float) -> Float:
-        """(N,) squared pixels by which projected points vary, per pixel of noise in the correspondences."""
-        jacobian, _ = _jacobian(self.h, moved_points(self.to_world, points))
-        return np.asarray(np.einsum("nij,jk,nik->n", jacobian, self.covariance, jacobian))
-
-
-def _normaliser(points: Float) -> Float:
-    centre = points.mean(0)
-    scale = np.sqrt(2) / max(float(np.linalg.norm(points - centre, axis=1).mean()), 1e-9)
-    return np.array([[scale, 0, -scale * centre[0]], [0, scale, -scale * centre[1]], [0, 0, 1]])
+    def variance(self) -> Float:
+        """(S, 32) squared pixels by which projected points vary, per pixel of noise in the correspondences."""
+        jacobian, _ = _jacobian(self.h, moved_points(self.to_world[:, None], POINTS))
+        return np.asarray((jacobian @ self.covariance[:, None] * jacobian).sum((-1, -2)))
 
 
-def _solve(world: Float, image: Float, weight: Float) -> _Solved | None:
-    """Weighted Gauss-Newton from the normalised direct linear transform.
+def _solve(image: Float, weight: Float) -> _Solved:
+    """Weighted Gauss-Newton from the normalised direct linear transform, for image (S, 32, 2) and weight (S, 32).
 
-    None where the points do not pin the view down (fewer than four, or nearly on a line).
+    Not good where the points do not pin the view down (fewer than four, or nearly on a line).
     """
-    to_world, to_image = _normaliser(world), _normaliser(image)
-    a, b = moved_points(to_world, world), moved_points(to_image, image)
-    root = np.sqrt(weight / weight.max())
-    h = _direct(a, b, root)
-    if h is None:
-        return None
-    twice = np.repeat(root, 2)
+    to_world = _normaliser(np.broadcast_to(POINTS, image.shape), weight)
+    to_image = _normaliser(image, weight)
+    a, b = moved_points(to_world[:, None], POINTS), moved_points(to_image[:, None], image)
+    root = np.sqrt(weight / weight.max(1, keepdims=True))
+    twice = np.repeat(root, 2, axis=1)
+    h, good = _direct(a, np.where(weight[..., None] > 0, b, 0.0), root)
     for _ in range(3):
-        jacobian, projected = _jacobian(h, a)
-        scaled = jacobian.reshape(-1, 8) * twice[:, None]
-        normal = scaled.T @ scaled + 1e-12 * np.eye(8)
-        if not np.isfinite(normal).all():
-            return None
-        step = np.linalg.solve(normal, scaled.T @ ((b - projected).reshape(-1) * twice))
-        h = h + np.append(step, 0).reshape(3, 3)
-    h = h * (np.sign(_raw_depth(h, a).mean()) or 1.0)
-    jacobian, _ = _jacobian(h, a)
-    scaled = jacobian.reshape(-1, 8) * twice[:, None]
-    return _Solved(h, np.linalg.pinv(scaled.T @ scaled, hermitian=True), to_world, to_image)
+        normal, gradient = _normal_equations(h, a, b, twice)
+        step = np.linalg.solve(normal, gradient[..., None])[..., 0]
+        h = h + np.concatenate([step, np.zeros((len(h), 1))], 1).reshape(-1, 3, 3)
+    depth = (_raw_depth(h, a) * weight).sum(1)
+    h = h * np.where(depth < 0, -1.0, 1.0)[:, None, None]
+    covariance = np.linalg.inv(_normal_equations(h, a, b, twice)[0])
+    return _Solved(h, covariance, good, to_world, to_image)
 
 
-def _direct(a: Float, b: Float, root: Float) -> Float | None:
-    """The algebraic solution in normalised coordinates, h[2, 2] = 1."""
-    zero, one = np.zeros(len(a)), np.ones(len(a))
-    x, y, u, v = a[:, 0], a[:, 1], b[:, 0], b[:, 1]
-    top = np.stack([x, y, one, zero, zero, zero, -u * x, -u * y, -u], 1)
-    bottom = np.stack([zero, zero, zero, x, y, one, -v * x, -v * y, -v], 1)
-    rows = np.concatenate([top, bottom]) * np.tile(root, 2)[:, None]
-    values, vectors = np.linalg.eigh(rows.T @ rows)
-    h = vectors[:, 0].reshape(3, 3)
-    if values[1] < 1e-7 * values[-1] or abs(h[2, 2]) < 1e-9:
-        return None
-    return np.asarray(h / h[2, 2])
+def _normal_equations(h: Float, a: Float, b: Float, twice: Float) -> tuple[Float, Float]:
+    """(S, 8, 8) and (S, 8); a failed fit is kept finite, its error refuses it later."""
+    jacobian, projected = _jacobian(h, a)
+    scaled = jacobian.reshape(len(h), -1, 8) * twice[..., None]
+    residual = np.where(twice > 0, (b - projected).reshape(len(h), -1) * twice, 0.0)
+    transposed = np.swapaxes(scaled, 1, 2)
+    normal = transposed @ scaled + 1e-12 * np.eye(8)
+    gradient = (transposed @ residual[..., None])[..., 0]
+    broken = ~(np.isfinite(normal).all((1, 2)) & np.isfinite(gradient).all(1))
+    normal[broken], gradient[broken] = np.eye(8), 0.0
+    return normal, gradient
+
+
+def _normaliser(points: Float, weight: Float) -> Float:
+    """(S, 3, 3) that put the weighted points around the origin, sqrt(2) away on average."""
+    share = (weight / weight.sum(1, keepdims=True))[..., None]
+    centre = (np.where(share > 0, points, 0.0) * share).sum(1)
+    spread = np.where(share > 0, points - centre[:, None], 0.0)
+    scale = np.sqrt(2) / np.maximum((np.linalg.norm(spread, axis=-1) * share[..., 0]).sum(1), 1e-9)
+    matrix = np.zeros((len(points), 3, 3))
+    matrix[:, 0, 0] = matrix[:, 1, 1] = scale
+    matrix[:, :2, 2] = -scale[:, None] * centre
+    matrix[:, 2, 2] = 1.0
+    return matrix
+
+
+def _direct(a: Float, b: Float, root: Float) -> tuple[Float, npt.NDArray[np.bool_]]:
+    """The algebraic solutions in normalised coordinates, (S, 3, 3) with h[2, 2] = 1, and which are well
+    determined."""
+    zero, one = np.zeros(a.shape[:2]), np.ones(a.shape[:2])
+    x, y, u, v = a[..., 0], a[..., 1], b[..., 0], b[..., 1]
+    top = np.stack([x, y, one, zero, zero, zero, -u * x, -u * y, -u], -1)
+    bottom = np.stack([zero, zero, zero, x, y, one, -v * x, -v * y, -v], -1)
+    rows = np.concatenate([top, bottom], 1) * np.tile(root, 2)[..., None]
+    values, vectors = np.linalg.eigh(np.swapaxes(rows, 1, 2) @ rows)
+    h = vectors[:, :, 0].reshape(-1, 3, 3)
+    good = (values[:, 1] >= 1e-7 * values[:, -1]) & (np.abs(h[:, 2, 2]) >= 1e-9)
+    h = np.where(good[:, None, None], h, np.eye(3))
+    return h / h[:, 2:, 2:], good
 
 
 def _jacobian(h: Float, points: Float) -> tuple[Float, Float]:
-    """(N, 2, 8) derivative of the projected points by the first eight entries of h, and the points (N, 2)."""
-    x, y = points[:, 0], points[:, 1]
-    w = h[2, 0] * x + h[2, 1] * y + h[2, 2]
+    """(S, N, 2, 8) derivative of projected points by the first eight entries of h, and the points (S, N, 2)."""
+    x, y = points[..., 0], points[..., 1]
+    w = _raw_depth(h, points)
     w = np.where(np.abs(w) < 1e-9, 1e-9, w)
-    u, v = (h[0, 0] * x + h[0, 1] * y + h[0, 2]) / w, (h[1, 0] * x + h[1, 1] * y + h[1, 2]) / w
-    zero, one = np.zeros_like(x), np.ones_like(x)
-    du = np.stack([x, y, one, zero, zero, zero, -u * x, -u * y], 1) / w[:, None]
-    dv = np.stack([zero, zero, zero, x, y, one, -v * x, -v * y], 1) / w[:, None]
-    return np.stack([du, dv], 1), np.stack([u, v], 1)
+    u = (h[:, None, 0, 0] * x + h[:, None, 0, 1] * y + h[:, None, 0, 2]) / w
+    v = (h[:, None, 1, 0] * x + h[:, None, 1, 1] * y + h[:, None, 1, 2]) / w
+    jacobian = np.zeros((*x.shape, 2, 8))
+    x, y, one = x / w, y / w, 1.0 / w
+    jacobian[..., 0, 0] = jacobian[..., 1, 3] = x
+    jacobian[..., 0, 1] = jacobian[..., 1, 4] = y
+    jacobian[..., 0, 2] = jacobian[..., 1, 5] = one
+    jacobian[..., 0, 6], jacobian[..., 0, 7] = -u * x, -u * y
+    jacobian[..., 1, 6], jacobian[..., 1, 7] = -v * x, -v * y
+    return jacobian, np.stack([u, v], -1)
 
 
 def _raw_depth(homography: Float, points: Float) -> Float:
-    return np.asarray(points @ homography[2, :2] + homography[2, 2])
+    """(S, N) of homographies (S, 3, 3) and points (S, N, 2) or (N, 2)."""
+    h = homography[:, None, 2]
+    return np.asarray(h[..., 0] * points[..., 0] + h[..., 1] * points[..., 1] + h[..., 2])
 
 
-def _depth(homography: Float, points: Float) -> Float:
-    """Positive in front of the camera; relative to the nearest point, so that a point near the horizon counts
+def _depth(homography: Float, known: npt.NDArray[np.bool_]) -> Float:
+    """(S, 32) positive in front of the camera, as a share of the farthest known point; near the horizon counts
     as behind."""
-    depth = _raw_depth(homography, points)
-    return depth / max(float(depth.max()), 1e-12) - 0.02
+    depth = _raw_depth(homography, POINTS)
+    scale = np.where(known, depth, -np.inf).max(1, keepdims=True)
+    return np.asarray(depth / np.maximum(scale, 1e-12) - 0.02)
 
 
-def _plausible(homography: Float, world: Float, width: int) -> bool:
-    """Not mirrored, not folded, and between 1 and 150 pixels a metre (at 1280) where the points were seen."""
-    depth = _raw_depth(homography, world)
-    if (depth <= 0).any():
-        return False
-    h = homography
-    x, y = world[:, 0], world[:, 1]
-    u, v = (h[0, 0] * x + h[0, 1] * y + h[0, 2]) / depth, (h[1, 0] * x + h[1, 1] * y + h[1, 2]) / depth
-    jxx, jxy = (h[0, 0] - u * h[2, 0]) / depth, (h[0, 1] - u * h[2, 1]) / depth
-    jyx, jyy = (h[1, 0] - v * h[2, 0]) / depth, (h[1, 1] - v * h[2, 1]) / depth
-    area = (jxx * jyy - jxy * jyx) * (1280.0 / width) ** 2
-    return bool((area > 1.0).all() and (area < 150.0**2).all())
+def _plausible(homography: Float, known: npt.NDArray[np.bool_], width: int) -> npt.NDArray[np.bool_]:
+    """(S,) not mirrored, not folded, and between 1 and 150 pixels a metre (at 1280) where the known points are."""
+    depth = _raw_depth(homography, POINTS)
+    h = homography[:, None]
+    image = moved_points(h, POINTS)
+    u, v = image[..., 0], image[..., 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        jxx, jxy = (h[..., 0, 0] - u * h[..., 2, 0]) / depth, (h[..., 0, 1] - u * h[..., 2, 1]) / depth
+        jyx, jyy = (h[..., 1, 0] - v * h[..., 2, 0]) / depth, (h[..., 1, 1] - v * h[..., 2, 1]) / depth
+        area = (jxx * jyy - jxy * jyx) * (1280.0 / width) ** 2
+        fine = (depth > 0) & (area > 1.0) & (area < 150.0**2)
+    return np.asarray((fine | ~known).all(1))
