@@ -43,6 +43,9 @@ KEPT_SECONDS = 0.02
 LATE_SECONDS = 0.5
 """How long after its deadline a job that has answered nothing yet may still do so."""
 
+UNREAD_MESSAGES = 8
+"""More than these wait in the socket, so that a child that talks without end fills no memory of ours."""
+
 WATCH_SECONDS = 0.05
 START_SECONDS = 120.0
 BACKOFF_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -93,6 +96,7 @@ class Engine:
         self._idle: list[_Child] = []
         self._all: set[_Child] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closings: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
         self._failures = 0
         self._closing = False
@@ -164,7 +168,7 @@ class Engine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(child.close() for child in list(self._all)))
+        await asyncio.gather(*(child.close() for child in list(self._all)), *self._closings)
         self._all.clear()
         self._idle.clear()
 
@@ -205,6 +209,9 @@ class Engine:
         self._all.discard(child)
         if child in self._idle:
             self._idle.remove(child)
+        closing = asyncio.create_task(child.close())
+        self._closings.add(closing)
+        closing.add_done_callback(self._closings.discard)
         if self._closing:
             return
         self.stats.restarts[ending] = self.stats.restarts.get(ending, 0) + 1
@@ -233,7 +240,7 @@ class _Child:
         self.ending: Ending | None = None
         self._reader, self._writer = reader, writer
         self._cap_bytes, self._on_end = cap_bytes, on_end
-        self._messages: asyncio.Queue[wire.Message | None] = asyncio.Queue()
+        self._messages: asyncio.Queue[wire.Message | None] = asyncio.Queue(UNREAD_MESSAGES)
         self._listener: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
 
@@ -248,7 +255,12 @@ class _Child:
             process = await asyncio.create_subprocess_exec(
                 *command, pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL
             )
-        reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
+        try:
+            reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
+        except BaseException:
+            process.kill()
+            ours.close()
+            raise
         child = cls(process, reader, writer, settings.engine_memory_mb * 1_000_000, on_end)
         try:
             values = settings.model_dump(mode="json")
@@ -325,6 +337,8 @@ class _Child:
         self.ending = ending
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGKILL)
+        if self._messages.full():
+            self._messages.get_nowait()
         self._messages.put_nowait(None)
         self._on_end(self, ending)
 
@@ -350,11 +364,10 @@ class _Child:
         """Everything the child says, into the queue; its end is the end of the child."""
         try:
             while (message := await wire.read(self._reader)) is not None:
-                self._messages.put_nowait(message)
+                await self._messages.put(message)
         except EngineFailed as exc:
             log.error("the engine spoke nonsense: %s", exc)
         self.kill("died")
-        await self._clean_up()
 
     async def _watch(self) -> None:
         """Memory that the kernel's cap does not see (shared mappings) is seen here."""
@@ -363,12 +376,6 @@ class _Child:
             if _rss_bytes(self.pid) > self._cap_bytes:
                 self.kill("ate too much memory")
                 return
-
-    async def _clean_up(self) -> None:
-        if self._watcher is not None:
-            self._watcher.cancel()
-        await self.process.wait()
-        self._writer.close()
 
 
 @dataclass(slots=True)
