@@ -19,6 +19,7 @@ from firsttouch.doctor import (
     connection_findings,
     examine,
     installed_runtimes,
+    load_findings,
     machine_findings,
     settings_findings,
 )
@@ -136,6 +137,11 @@ def test_why_not_the_better_device(wish: str, device: str, gpu: bool, packages: 
     [finding] = machine_findings(Settings(device=wish), device, "onnxruntime", gpu, packages)  # type: ignore[arg-type]
     assert finding.state == state
     assert bool(finding.change) == (state == "wrong")
+
+
+def test_a_busy_machine_is_noted() -> None:
+    assert load_findings(6.0, 2)[0].state == "note"
+    assert load_findings(0.5, 2)[0].state == "ok"
 
 
 def test_installed_runtimes_are_those_of_this_environment() -> None:

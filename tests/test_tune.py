@@ -11,9 +11,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from firsttouch.clock import Deadline
+from firsttouch.clock import Deadline, Stopwatch
 from firsttouch.commands import tune as tune_command
 from firsttouch.index import Index
+from firsttouch.pipeline import analyze_sync
 from firsttouch.plan import Rates
 from firsttouch.predict import (
     Choice,
@@ -27,6 +28,7 @@ from firsttouch.predict import (
 )
 from firsttouch.predict import Rates as PlainRates
 from firsttouch.score import FORMULAS, LATEST
+from firsttouch.server.service import Service
 from firsttouch.settings import load
 from firsttouch.size import fetch_index
 from firsttouch.source import open_source
@@ -42,6 +44,7 @@ from firsttouch.tune import (
     settings_of,
     sureness,
 )
+from tests.seeing import NumberReader
 from tests.toy import toy_clip, toy_model
 
 MACHINE = Machine(Rates())
@@ -145,6 +148,21 @@ def test_auto_deadline_stops_when_another_second_costs_more_than_it_brings() -> 
         assert predict(Choice(budget_seconds=chosen + 1.0), clip, rates).final <= here + 0.001
         assert predict(Choice(budget_seconds=max(0.5, chosen - 0.5)), clip, rates).final <= here
     assert best_deadline(clip, PlainRates(cores=16)) < best_deadline(clip, PlainRates(cores=1))
+
+
+def test_the_service_learns_its_auto_deadline_from_its_answers(tmp_path: Path) -> None:
+    settings = load({"time_budget_s": "auto", "verify_enabled": "0", "blacklist_enabled": "0"}, env_file=None)
+    service = Service.of(settings)
+    watch = Stopwatch(clock=lambda: 0.0)
+    at_first = service.job(watch, "http://a.example/x.mp4").deadline.moment
+    analysis = analyze_sync(toy_clip(tmp_path), detector=NumberReader())
+    stages = {"connect": 0.1, "fetch": 8.0, "decode": 0.3, "detect": 0.2, "carry": 0.1}
+    service._done(replace(analysis, stage_seconds=stages, bytes_fetched=14_000_000))
+    assert service.rates is not None
+    assert service.rates.bytes_per_second == 1_750_000
+    later = service.job(watch, "http://a.example/x.mp4").deadline.moment
+    assert later > at_first
+    assert later == pytest.approx(best_deadline(rates=service.rates), abs=0.1)
 
 
 def test_rates_of_a_run() -> None:

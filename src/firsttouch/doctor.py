@@ -7,6 +7,7 @@ twice on one pool of connections, reads its index, and answers it twice with the
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ def examine(name: str | None, settings: Settings) -> list[Finding]:
         detector = detector_for(settings)
     except FirsttouchError as error:
         return [*findings, Finding("networks", "wrong", f"{error.name}: {error}", error.hint)]
+    findings += load_findings(os.getloadavg()[0], os.cpu_count() or 1)
     findings += machine_findings(settings, detector.device, detector.runtime, has_gpu(), installed_runtimes())
     if name is not None:
         findings += asyncio.run(examine_source(name, settings, detector))
@@ -73,6 +75,14 @@ def settings_findings(settings: Settings) -> list[Finding]:
         for note in settings.notes()
     ]
     return found or [Finding("settings", "ok", "they fit together")]
+
+
+def load_findings(load: float, cores: int) -> list[Finding]:
+    """Is the machine free? Times measured on a busy one say little."""
+    evidence = f"load {load:.1f} on {cores} cores"
+    if load > 0.75 * cores:
+        return [Finding("machine", "note", evidence, "stop what else runs here: every stage waits for it")]
+    return [Finding("machine", "ok", evidence)]
 
 
 def has_gpu() -> bool:

@@ -86,8 +86,8 @@ class Rates:
         frame_count: int,
         frames_looked_at: int,
         bytes_per_second: float,
-        round_trip_seconds: float,
         cores: float,
+        round_trip_seconds: float = 0.03,
     ) -> Rates:
         """What a run that answered the whole clip has shown; its stages are CPU seconds over all threads."""
         return cls(
