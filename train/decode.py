@@ -63,22 +63,24 @@ def decode_boxes(person: Tensor, ball: Tensor, role: Tensor) -> tuple[Tensor, Te
 def decode_keypoints(maps: Tensor) -> Tensor:
     """[n, 32, 3] x, y (pixels), confidence: the strongest cell of each point, and its eight neighbours' votes."""
     height, width = maps.shape[2], maps.shape[3]
-    heat = torch.sigmoid(maps[:, :KEYPOINTS]).flatten(2)
-    best, cell = heat.max(-1)
+    area = height * width
+    best, cell = maps[:, :KEYPOINTS].flatten(2).max(-1)
     # the window is moved inside the map, so that its nine cells always exist
     column = (cell % width).clamp(min=1, max=width - 2)
     row = torch.div(cell, width, rounding_mode="floor").clamp(min=1, max=height - 2)
-    step = torch.tensor([-1, 0, 1], device=maps.device)
-    columns = (column[..., None, None] + step[None, None, None, :]).expand(-1, -1, 3, 3).flatten(2)
-    rows = (row[..., None, None] + step[None, None, :, None]).expand(-1, -1, 3, 3).flatten(2)
-    index = rows * width + columns
-    vote = torch.gather(heat, 2, index).square()
-    x = torch.gather(maps[:, KEYPOINTS : 2 * KEYPOINTS].flatten(2), 2, index) + columns + 0.5
-    y = torch.gather(maps[:, 2 * KEYPOINTS :].flatten(2), 2, index) + rows + 0.5
+    nine = torch.arange(9, device=maps.device)
+    columns, rows = column[..., None] + nine % 3 - 1, row[..., None] + nine // 3 - 1
+    # one gather from the flat map for all three kinds of values: slices of so large a map are copies
+    channel = torch.arange(KEYPOINTS, device=maps.device)[None, :, None]
+    index = (channel * area + rows * width + columns).flatten(1)
+    step = KEYPOINTS * area
+    values = torch.gather(maps.flatten(1), 1, torch.cat((index, index + step, index + 2 * step), 1))
+    logit, dx, dy = values.reshape(-1, 3, KEYPOINTS, 9).unbind(1)
+    vote = torch.sigmoid(logit).square()
     total = vote.sum(-1).clamp(min=1e-9)
-    return torch.stack(
-        ((vote * x).sum(-1) / total * KEYPOINT_CELL, (vote * y).sum(-1) / total * KEYPOINT_CELL, best), -1
-    )
+    x = (vote * (dx + columns + 0.5)).sum(-1) / total
+    y = (vote * (dy + rows + 0.5)).sum(-1) / total
+    return torch.stack((x * KEYPOINT_CELL, y * KEYPOINT_CELL, torch.sigmoid(best)), -1)
 
 
 class Shipped(nn.Module):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from train.targets import Targets
 
-CLASS_WEIGHT = (2.5, 1.0, 2.0)  # goalkeeper, player, referee: about the fourth root of how rare each is
+CLASS_WEIGHT = (4.0, 1.0, 4.0)  # goalkeeper, player, referee: about the square root of how rare each is
 
 
 def focal(logits: Tensor, heat: Tensor, weight: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def total(outputs: tuple[Tensor, Tensor, Tensor, Tensor], t: Targets, whole: boo
     parts = {
         "person": focal(person[:, 0], t.heat[:, 0], t.weight[:, 0]),
         "ball": focal(ball[:, 0], t.heat[:, 1], t.weight[:, 1]),
-        "class": (2.0 if whole else 0.3) * class_loss(kinds, t.kind, t.box_weight[:, 0]),
+        "class": (4.0 if whole else 1.0) * class_loss(kinds, t.kind, t.box_weight[:, 0]),
         "box": box_loss(person[:, 4:], t.box[:, 0], t.box_weight[:, 0]),
         "ball_box": 0.5 * box_loss(ball[:, 1:], t.box[:, 1], t.box_weight[:, 1]),
     }

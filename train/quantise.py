@@ -25,7 +25,7 @@ from train.export import session, stamp
 from train.fit import load_training_frames
 from train.network import SCALE, ZERO_POINT
 
-HEADS = ("person_out", "ball_out", "keypoint_out", "role_out")
+HEADS = ("/network/Conv", "/network/keypoint_out/Conv", "/network/role_out/Conv")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def quantise(source: Path, target: Path, planes: list[NDArray[np.uint8]]) -> Non
         # without this pass (BatchNorm and ReLU folded, shapes known) half the convolutions stay in float32
         quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
         nodes = [n.name for n in onnx.load(ready).graph.node]
-        keep = [n for n in nodes if not n.startswith("/network/") or any(h in n for h in HEADS)]
+        keep = [n for n in nodes if not n.startswith("/network/") or n in HEADS]
         scale, zero_point = np.array(SCALE, np.float32), np.array(int(ZERO_POINT), np.uint8)
         quantize_static(
             str(ready), str(raw), Reader(planes), quant_format=QuantFormat.QDQ, per_channel=True,
