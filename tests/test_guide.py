@@ -259,11 +259,12 @@ def test_img_size_changes_the_input_and_not_the_coordinates(origin: Origin, mode
 
 def test_conf_threshold_and_max_detections_leave_boxes_out(origin: Origin, model: Path) -> None:
     def counts(**settings: Any) -> set[int]:
-        analysis = answer(origin, "still.mp4", detector=toy(model, **settings), frame_stride=10)
+        detector = toy(model, **settings)
+        analysis = answer(origin, "still.mp4", detector=detector, frame_stride=10, **settings)
         return {len(frame.ids) for frame in analysis.frames if frame.how == "detected"}
 
     assert counts(conf_threshold=0.3) == {4}
-    assert counts(conf_threshold=0.55) == {3}  # the toy is less sure of a dark picture
+    assert counts(conf_threshold=0.7) == {3}  # the toy is less sure of a dark picture
     assert counts(max_detections=2) == {2}
 
 
@@ -350,15 +351,15 @@ def test_defect_6_a_server_without_ranges_is_streamed_and_nonsense_is_no_video(f
 
 def test_defect_7_the_budget_counts_the_download_and_keeps_work_already_done(folder: Path) -> None:
     files = {"clip.mp4": toy_clip(folder, "long", frames=400)}
-    seconds_for_all = 12.0
+    seconds_for_all = 5.0
     bits = Path(files["clip.mp4"]).stat().st_size * 8 / seconds_for_all
     with Origin(files) as origin:
         answer(origin, "clip.mp4", frame_stride=10)  # everything is loaded once
         origin.shape(bandwidth=bits)
-        analysis = answer(origin, "clip.mp4", time_budget_s=6.0)
+        analysis = answer(origin, "clip.mp4", time_budget_s=4.0, frame_stride=10)
         assert analysis.stopped_by == "deadline"
         assert analysis.frames_detected > 0
-        assert analysis.stage_seconds["total"] < 6.0 + 2.0  # this machine may be busy
+        assert analysis.stage_seconds["total"] < 4.0 + 2.0  # this machine may be busy
         with pytest.raises(DeadlineExceeded):
             answer(origin, "clip.mp4", time_budget_s=0.05)
 

@@ -31,7 +31,7 @@ def toy_clip(folder: Path, name: str = "clip", *, frames: int = 100, gop: int = 
 
 def still_clip(path: Path, *, width: int = 320, height: int = 180, frames: int = 100) -> Path:
     """A clip in which nothing moves, as befits a model that always sees the same."""
-    luma = np.random.default_rng(3).integers(60, 200, (height // 4, width // 4), np.uint8).repeat(4, 0).repeat(4, 1)
+    luma = np.random.default_rng(3).integers(60, 256, (height // 4, width // 4), np.uint8).repeat(4, 0).repeat(4, 1)
     picture = av.VideoFrame.from_ndarray(luma, "gray").reformat(format="yuv420p")
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as out:
         stream = out.add_stream("libx264", rate=25, options={"preset": "ultrafast", "crf": "18"})
