@@ -37,6 +37,12 @@ which know both.
 More levels let a point jump to the next player, fewer lose a turning one."""
 STRAY = 0.25
 """A point that moves this many box widths unlike the others is put back into its place in the box."""
+LOOKS = np.array([(x, y) for y in np.linspace(-0.4, 0.3, 8) for x in np.linspace(-0.3, 0.3, 5)], np.float32)
+"""Where in a box its looks are taken, from the centre, in box sizes."""
+UNLIKE = 0.1
+"""Likeness to its first looks below which a box is doubted, and lost at the second time. Of boxes followed
+rightly for 16 frames
+of clip a 3 % are below it, of those that went astray 25 %, of a rendered clip 4 % and 50 %."""
 CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 10, 0.03)
 BACKGROUND_CELL = 40
 """Half-size pixels: one background point a cell, the best corner in it."""
@@ -332,8 +338,10 @@ def _follow_boxes(
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     points = centre[:, None] + places
     velocity = np.zeros_like(centre)
+    looks = _looks(greys[order[0]], centre, size)
+    unlike = np.zeros(len(boxes), np.int32)
     alive = np.arange(len(boxes))
-    for step, (before, after) in enumerate(itertools.pairwise(order)):
+    for step, (before, after) in enumerate(zip(order[:-1], order[1:], strict=True)):
         if not len(alive):
             break
         elapsed = abs(int(numbers[after]) - int(numbers[before]))
@@ -343,15 +351,33 @@ def _follow_boxes(
         moved, found = _flow(greys[before], greys[after], points.reshape(-1, 2), guess.reshape(-1, 2), levels)
         moved, found = moved.reshape(points.shape), found.reshape(points.shape[:2])
         shift = _median(moved - points, found)
+        likeness = _likeness(looks, _looks(greys[after], centre + shift, size))
+        unlike = np.where(likeness < UNLIKE, unlike + 1, 0)
         centre = centre + shift
         stray = ~found | (np.abs(moved - points - shift[:, None]).max(-1) > limit)
         points = np.where(stray[..., None], centre[:, None] + places, moved)
         velocity = (shift - by_camera) / elapsed
-        held = (found.sum(1) >= 2) & (centre > 0).all(1) & (centre < picture).all(1)
+        inside = (centre > 0).all(1) & (centre < picture).all(1)
+        held = (found.sum(1) >= 2) & inside & (unlike < 2)
         alive, centre, velocity, points = alive[held], centre[held], velocity[held], points[held]
-        places, limit, size = places[held], limit[held], size[held]
+        places, limit, size, looks, unlike = places[held], limit[held], size[held], looks[held], unlike[held]
         carried[after, alive] = np.concatenate([centre - size / 2, centre + size / 2], 1)
     return carried
+
+
+def _looks(grey: Grey, centre: Float, size: Float) -> Float:
+    """(N, 40) what boxes look like: greys on a grid over head, shirt and shorts, less their mean, of length 1."""
+    places = np.nan_to_num(centre[:, None] + LOOKS * size[:, None])
+    x = np.clip(np.rint(places[..., 0]).astype(np.intp), 0, grey.shape[1] - 1)
+    y = np.clip(np.rint(places[..., 1]).astype(np.intp), 0, grey.shape[0] - 1)
+    values = grey[y, x].astype(np.float32)
+    values -= values.mean(1, keepdims=True)
+    return np.asarray(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-3))
+
+
+def _likeness(one: Float, two: Float) -> Float:
+    """(N,) correlation of looks, -1 to 1."""
+    return np.asarray((one * two).sum(1))
 
 
 def _with_ball(
