@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("complete", "first-frame", "keyframes", "carry", "detector", "answer")
+NAMES = ("complete", "profiles", "first-frame", "keyframes", "carry", "detector", "answer")
 OTHERS = ("service", "gpu")
 
 

@@ -6,6 +6,7 @@ import argparse
 import gzip
 import sys
 import time
+from collections.abc import Callable
 
 from bench.match import the_match
 from bench.report import print_report, spread, verdict
@@ -22,7 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     analysis = analyze_sync(the_match(50), options=Options(stride=16), detector=detector_for(Settings()))
     assert len(analysis.frames) == 750
-    forms = {"challenge": lambda: to_challenge(analysis, "bench", 1.0), "analysis": lambda: to_json(analysis)}
+    forms: dict[str, Callable[[], bytes]] = {
+        "challenge": lambda: to_challenge(analysis, "bench", 1.0),
+        "analysis": lambda: to_json(analysis),
+    }
     rows: list[list[object]] = []
     body = {}
     objects = sum(len(frame.ids) for frame in analysis.frames)

@@ -167,7 +167,7 @@ def _opencv(url: str, wanted: list[int]) -> dict[int, Luma]:
 
 
 def _torchcodec(url: str, wanted: list[int]) -> dict[int, Luma]:
-    from torchcodec.decoders import VideoDecoder  # type: ignore[import-not-found]
+    from torchcodec.decoders import VideoDecoder
 
     decoder = VideoDecoder(url, seek_mode="approximate")
     found = {}
@@ -187,11 +187,7 @@ def _download(url: str, wanted: list[int]) -> dict[int, Luma]:
 
 
 def _luma(frame: av.VideoFrame) -> Luma:
-    return (
-        frame.to_ndarray(format="gray").copy()
-        if frame.format.name == "gray"
-        else frame.to_ndarray()[: frame.height].copy()
-    )
+    return np.asarray(frame.to_ndarray(format="yuv420p")[: frame.height], np.uint8).copy()
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def _noisy_copy(source: Path, target: Path, gop: int, frames: int) -> None:
             if number == frames:
                 break
             planes = frame.to_ndarray(format="yuv420p")
-            noise = rng.normal(0.0, NOISE, planes.shape).astype(np.float32)
+            noise = NOISE * rng.standard_normal(planes.shape, np.float32)
             noisy = np.clip(planes + noise, 16, 240).astype(np.uint8)
             writer.mux(stream.encode(av.VideoFrame.from_ndarray(noisy, format="yuv420p")))
         writer.mux(stream.encode(None))

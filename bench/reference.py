@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.match import CACHE
 from firsttouch.answer import to_json
 from firsttouch.detect import BUNDLED_MODEL
-from firsttouch.labels import Labels, from_frames, parse_answer
+from firsttouch.labels import Labels, from_frames, read_answer
 from firsttouch.pipeline import Analysis, Options, analyze_sync, detector_for
 from firsttouch.settings import Settings
 
@@ -24,7 +24,7 @@ def every_frame(clip: Path) -> Labels:
         analysis = analyze_sync(clip, options=Options(every_frame=True), detector=detector)
         assert [frame.frame_number for frame in analysis.frames] == list(range(analysis.frame_count))
         kept.write_bytes(to_json(analysis))
-    return parse_answer(kept.read_bytes())
+    return read_answer(kept)
 
 
 def labels_of(analysis: Analysis, *, only_detected: bool = False) -> Labels:

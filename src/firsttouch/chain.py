@@ -6,10 +6,10 @@ import io
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, cast
 
 from .clock import Deadline
-from .decode import Frame, GopDecoder, StreamDecoder
+from .decode import Frame, GopDecoder, StreamDecoder, Streamed
 from .errors import DeadlineExceeded
 from .index import Index
 from .plan import Rates, decode_stop
@@ -92,15 +92,6 @@ class GopChain:
         self._finished = True
         if self._decoder is not None:
             self._decoder.close()
-
-
-class Streamed(Protocol):
-    """What gives a file to read from the start: `SparseBytes`, or what asks for bytes where it is read."""
-
-    @property
-    def size(self) -> int | None: ...
-
-    def file(self, deadline: Deadline | None = None) -> BinaryIO: ...
 
 
 class AskingBytes:

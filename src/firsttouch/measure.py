@@ -113,7 +113,7 @@ def overlapping_pairs(answer: Labels, truth: Labels, iou: float) -> tuple[Ints, 
 
 def average_precision(answer: Labels, truth: Labels) -> AveragePrecision:
     """COCO's AP per class at IoU 0.5 and averaged over 0.5..0.95, and AP50 per class and size."""
-    from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-untyped]
+    from faster_coco_eval import COCO, COCOeval_faster
 
     ground, found = _coco_truth(truth), _coco_found(answer, truth)
     if not found:

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .carry import FrameAnswer, carry
-from .chain import AskingBytes, GopChain, StreamChain, Streamed
+from .chain import AskingBytes, GopChain, StreamChain
 from .clock import Deadline, Stopwatch
-from .decode import StreamDecoder
+from .decode import StreamDecoder, Streamed
 from .detect import Detector, Wish, load_detector
 from .errors import DeadlineExceeded, DecodeFailed, FirsttouchError, IndexNotFound, SourceError
 from .index import Index, locate_index, read_index
@@ -554,8 +554,7 @@ class _Run:
     def _whole(self, clip: _Clip) -> bool:
         """All that was planned is done, and that is the whole clip: then every frame is answered."""
         assert self.work is not None
-        planned_all = clip.plan is None or (clip.plan.share >= 1.0 and clip.fetch != "head")
-        return self.ended and planned_all and not self.work.errors
+        return self.ended and (clip.plan is None or clip.plan.whole) and not self.work.errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -579,7 +578,7 @@ def _view(clip: _Clip, work: Snapshot, stream: StreamDecoder | None) -> _View:
             index.frame_count,
             index.frames_per_second,
             index.duration_seconds,
-            index.pts[index.row_of_frame] * float(index.time_base),
+            np.asarray(index.pts[index.row_of_frame] * float(index.time_base), np.float64),
         )
     assert stream is not None
     known = sorted(work.pts)

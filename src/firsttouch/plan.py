@@ -109,6 +109,8 @@ class Plan:
     expected_quality: float
     """Expected F1 over all frames of the clip, unanswered frames counting as 0."""
     skip_disposable: bool = True
+    whole: bool = True
+    """Every sample of the clip is in a step: nothing was left out for time or bytes."""
 
     @property
     def look_at(self) -> tuple[int, ...]:
@@ -173,8 +175,8 @@ def make_plan(
 
     `stride`, `every_frame`, `key_frames_only`, `until_byte` (nothing at or behind this byte is fetched) and `look_at`
     (just these frame numbers) fix what the search would choose. `have` are bytes already here, `done` the rows already
-    decoded of the step that begins at a row: they cost nothing more, which is how a plan is made again half-way. When not even key frames fit the
-    budget, the plan is the quickest one, in an order that is even wherever it stops.
+    decoded of the step that begins at a row: they cost nothing more, which is how a plan is made again half-way. When
+    not even key frames fit the budget, the plan is the quickest one, in an order that is even wherever it stops.
     """
     if look_at is not None:
         return _just(index, rates, look_at)
@@ -224,7 +226,7 @@ def _just(index: Index, rates: Rates, look_at: Sequence[int]) -> Plan:
     work = sum(step.cost_seconds for step in steps) / rates.workers
     seconds = rates.round_trip_seconds + max(size / rates.bytes_per_second, work)
     quality = len(set(look_at)) / max(1, index.frame_count)
-    return Plan(tuple(steps), index.frame_count, 0, 0.0, seconds, quality, skip_disposable=False)
+    return Plan(tuple(steps), index.frame_count, 0, 0.0, seconds, quality, skip_disposable=False, whole=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +293,7 @@ class _Draft:
             self.seconds(rates, have),
             self.quality(index.frame_count),
             skip_disposable,
+            sum(len(step.rows) for step in steps) == len(index.offset),
         )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
+import onnxruntime
 
 from firsttouch.detect.session import ModelFile, OutOfDeviceMemory, Problem, Session, Values
 from firsttouch.errors import ModelMismatch, RuntimeUnavailable
