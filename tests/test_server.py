@@ -545,3 +545,19 @@ def test_our_hotkey_is_read_from_the_wallet_and_its_secret_is_not_needed(tmp_pat
     assert own_hotkey(settings, tmp_path) == OURS
     with pytest.raises(SettingsError):
         own_hotkey(Settings(miner_hotkey="5x"), tmp_path)
+
+
+def test_the_dashboard_asks_only_for_metrics_that_exist(client: httpx.Client) -> None:
+    import re
+
+    client.post("/soccer/challenge", json=challenge())
+    client.post("/soccer/challenge", json=challenge("not-a-video"))
+    shown = {
+        line.split("{")[0].split(" ")[0]
+        for line in client.get("/metrics").text.splitlines()
+        if line[:1] != "#"
+    }
+    dashboard = (Path(__file__).parents[1] / "deploy" / "grafana.json").read_text()
+    asked = set(re.findall(r"\b(?:firsttouch|process)_[a-z_]+(?=\{|\[)", dashboard))
+    assert len(asked) > 12
+    assert asked - shown <= {"firsttouch_metagraph_age_seconds"}  # only with BLACKLIST_ENABLED

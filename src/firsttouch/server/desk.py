@@ -127,6 +127,8 @@ class Desk:
             shared.waiting -= 1
             if shared.waiting == 0 and shared.task is not None:
                 shared.task.cancel()
+                if self._shared.get(key) is shared:
+                    del self._shared[key]  # who asks from now on must not join what is being stopped
 
     def _begin(self, key: Key, job: Job) -> _Shared:
         """Admit a new computation, or refuse it at once."""
@@ -143,75 +145,73 @@ class Desk:
             raise Busy(f"no engine can meet the deadline: {why}")
         shared = _Shared(job)
         self._shared[key] = shared
-        shared.task = asyncio.create_task(self._compute(key, shared))
+        # The place is taken here and given back by the task's end, not inside it: requests that come in the same
+        # turn of the event loop must see it, and a task that is cancelled before it began runs nothing.
+        if self._free:
+            self._running[id(shared)] = shared
+            turn = None
+        else:
+            turn = asyncio.get_running_loop().create_future()
+            self._queue.append((shared, turn))
+        shared.task = asyncio.create_task(self._compute(shared, turn))
+        shared.task.add_done_callback(lambda _: self._leave(key, shared))
         return shared
 
     @property
     def _free(self) -> bool:
         return not self._queue and len(self._running) < self._engine.size
 
-    async def _compute(self, key: Key, shared: _Shared) -> None:
+    async def _compute(self, shared: _Shared, turn: asyncio.Future[None] | None) -> None:
         try:
-            await self._turn(shared)
+            if turn is not None:
+                await self._turn(shared, turn)
             await self._work(shared)
         except FirsttouchError as error:
             shared.error = error
         except asyncio.CancelledError:
             shared.error = Busy("the computation was stopped")
+            raise
         except Exception as error:
             log.exception("a computation failed")
             shared.error = EngineFailed(f"the computation failed: {type(error).__name__}")
         finally:
-            if self._shared.get(key) is shared:
-                del self._shared[key]
             shared.done = True
             await asyncio.shield(_notify(shared))
 
-    async def _turn(self, shared: _Shared) -> None:
+    async def _turn(self, shared: _Shared, turn: asyncio.Future[None]) -> None:
         """Wait for a free engine. Raises Busy when the deadline comes too near."""
-        if self._free:
-            self._running[id(shared)] = shared
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place = (shared, turn)
-        self._queue.append(place)
         left = shared.job.deadline.remaining() - MIN_WORK_SECONDS
         try:
             async with asyncio.timeout(None if math.isinf(left) else left):
                 await turn
-        except BaseException as exc:
-            if place in self._queue:
-                self._queue.remove(place)
-            elif self._running.pop(id(shared), None) is not None:
-                self._next()  # the turn came in the same moment: pass it on
-            if isinstance(exc, TimeoutError):
-                raise Busy("no engine became free in time") from exc
-            raise
+        except TimeoutError as exc:
+            raise Busy("no engine became free in time") from exc
 
     async def _work(self, shared: _Shared) -> None:
-        begun = shared.job.deadline.clock()
-        self._begun[id(shared)] = begun
-        try:
-            async with aclosing(self._engine.run(shared.job)) as answers:
-                async for analysis in answers:
-                    shared.latest = analysis
-                    shared.version += 1
-                    await _notify(shared)
-            self.computed += 1
-            if shared.latest is not None:
-                self.on_done(shared.latest)
-        finally:
-            took = shared.job.deadline.clock() - begun
-            self.typical_seconds += TYPICAL_WEIGHT * (took - self.typical_seconds)
-            del self._running[id(shared)], self._begun[id(shared)]
-            self._next()
+        begun = self._begun[id(shared)] = shared.job.deadline.clock()
+        async with aclosing(self._engine.run(shared.job)) as answers:
+            async for analysis in answers:
+                shared.latest = analysis
+                shared.version += 1
+                await _notify(shared)
+        self.computed += 1
+        took = shared.job.deadline.clock() - begun
+        self.typical_seconds += TYPICAL_WEIGHT * (took - self.typical_seconds)
+        if shared.latest is not None:
+            self.on_done(shared.latest)
 
-    def _next(self) -> None:
-        """Give the free engine to the next in the queue that still has time."""
+    def _leave(self, key: Key, shared: _Shared) -> None:
+        """Give the place back, and the engine to the next in the queue."""
+        if self._shared.get(key) is shared:
+            del self._shared[key]
+        shared.done = True
+        self._running.pop(id(shared), None)
+        self._begun.pop(id(shared), None)
+        self._queue = deque(place for place in self._queue if place[0] is not shared)
         while self._queue and len(self._running) < self._engine.size:
-            shared, turn = self._queue.popleft()
+            following, turn = self._queue.popleft()
             if not turn.done():
-                self._running[id(shared)] = shared
+                self._running[id(following)] = following
                 turn.set_result(None)
 
     def _left(self, shared: _Shared) -> float:
