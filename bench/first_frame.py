@@ -1,4 +1,4 @@
-"""P3: seconds until the first detections, on a warm connection, against what the link itself needs."""
+"""P3: seconds until the first detections, on a warm connection, against what the link needs; and until a cancel is done."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from bench.origin import Origin
 from bench.report import print_report, spread, verdict
 from firsttouch.clock import Deadline
 from firsttouch.detect import Detector
-from firsttouch.pipeline import Options, analyze_steps, detector_for, fetch_index
+from firsttouch.pipeline import Options, analyze, analyze_steps, detector_for, fetch_index
 from firsttouch.settings import Settings
 from firsttouch.source import Connections, open_source
 
 LINKS = {"100 Mbit/s, 30 ms": (100e6, 0.03), "13.2 Mbit/s, 100 ms": (13.2e6, 0.1)}
 ALLOWANCE = 0.06
+CANCEL_LIMIT = 0.05
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
             figure = spread(seconds)
             rows.append([f"gop {gop}", name, figure["p50"], round(limit, 3), verdict(figure["p50"], limit)])
             body[f"gop{gop}, {name}"] = {"seconds": figure, "limit": round(limit, 4)}
-    print_report("first-frame", ["clip", "link", "first detections, s", "limit", ""], rows, body)
+    with Origin({"clip.mp4": the_match(50)}, bandwidth=100e6, rtt=0.03) as origin:
+        cancels = asyncio.run(_cancels(origin.url("clip.mp4"), detector, 4 * asked.runs))
+    figure = spread(cancels)
+    rows.append(
+        ["gop 50", "cancelled at any moment", figure["p95"], CANCEL_LIMIT, verdict(figure["p95"], CANCEL_LIMIT)]
+    )
+    body["cancel"] = {"seconds": figure, "limit": CANCEL_LIMIT}
+    print_report("first-frame", ["clip", "link", "seconds (p50; cancel p95)", "limit", ""], rows, body)
     return 0
 
 
@@ -60,6 +68,21 @@ async def _measure(url: str, detector: Detector, runs: int) -> tuple[list[float]
                     seconds.append(time.monotonic() - began)
                     break
     return seconds[1:], int(index.offset[0] + index.size[0])
+
+
+async def _cancels(url: str, detector: Detector, runs: int) -> list[float]:
+    """Seconds from `cancel()` to the end of the task, at moments spread over a whole answer."""
+    seconds = []
+    async with Connections() as connections:
+        for run in range(runs):
+            call = analyze(url, deadline=10.0, options=Options(), detector=detector, connections=connections)
+            task = asyncio.create_task(call)
+            await asyncio.sleep(1.5 * (run + 1) / runs)
+            began = time.monotonic()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            seconds.append(time.monotonic() - began)
+    return seconds
 
 
 if __name__ == "__main__":
