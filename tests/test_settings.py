@@ -57,8 +57,8 @@ def test_false_means_false(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     [
         ("FRAME_STRIDE", "abc", "auto or a whole number from 1 to 1000"),
         ("FRAME_STRIDE", "0", "auto or a whole number from 1 to 1000"),
-        ("PARTIAL_DOWNLOAD_MB", "-4", "a number from 0.05 to 1000"),
-        ("PARTIAL_DOWNLOAD_MB", "nan", "a number from 0.05 to 1000"),
+        ("PARTIAL_DOWNLOAD_MB", "-4", "a number from 0.01 to 1000"),
+        ("PARTIAL_DOWNLOAD_MB", "nan", "a number from 0.01 to 1000"),
         ("DEVICE", "tpu", "auto, cuda, cpu or mps"),
         ("SKIP_PITCH", "maybe", "1 or 0"),
         ("CONF_THRESHOLD", "1.5", "a number from 0.01 to 0.99"),

@@ -71,7 +71,7 @@ class Settings(BaseSettings):
 
     # The guide: what is fetched
     partial_download: bool = setting(False, "fetch only the first PARTIAL_DOWNLOAD_MB, as the guide does")
-    partial_download_mb: Annotated[float, Ge(0.05), Le(1000)] = setting(
+    partial_download_mb: Annotated[float, Ge(0.01), Le(1000)] = setting(
         4.0, "how much of the start to fetch; fractions allowed", unit="MB"
     )
     direct_url_stream: bool = setting(False, "let the decoder read the URL in order while it decodes")
