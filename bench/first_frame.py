@@ -1,4 +1,4 @@
-"""P3: seconds until the first detections, on a warm connection, against what the link needs; and until a cancel is done."""
+"""P3: seconds until the first detections, against what a warm link itself needs; and until a cancel is done."""
 
 from __future__ import annotations
 

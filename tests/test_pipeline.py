@@ -153,9 +153,9 @@ def test_the_guides_prefix_answers_only_the_prefix(folder: Path) -> None:
 def test_at_the_deadline_what_is_done_is_answered_evenly(folder: Path) -> None:
     path = make_clip(Recipe("wide", frames=480, gop=24, width=640, height=360, params="bframes=0"), folder)
     size = path.stat().st_size
-    with Origin({"clip.mp4": path}, bandwidth=size * 8 / 4.0) as origin:
+    with Origin({"clip.mp4": path}, bandwidth=size * 8 / 8.0) as origin:
         began = time.monotonic()
-        analysis = run(origin.url("clip.mp4"), deadline=1.5)
+        analysis = run(origin.url("clip.mp4"), deadline=3.0)
         took = time.monotonic() - began
     looked = np.array([frame.frame_number for frame in analysis.frames if frame.how == "detected"])
     assert looked.size

@@ -242,9 +242,27 @@ async def analyze_steps(
 
 
 async def fetch_index(source: Source, sparse: SparseBytes) -> Index:
-    """The index of an opened source, fetching what it still misses. Raises IndexNotFound, IndexInvalid, NotAVideo."""
-    while (missing := locate_index(sparse)) is not None:
-        await source.fetch(missing)
+    """The index of an opened source, fetching what it still misses. Raises IndexNotFound, IndexInvalid, NotAVideo.
+
+    It is read as soon as its last byte is there: on a slow link the rest of what was asked for is not waited for.
+    """
+    loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+    unsubscribe = sparse.subscribe(lambda: loop.call_soon_threadsafe(arrived.set))
+    try:
+        while (missing := locate_index(sparse)) is not None:
+            fetching = asyncio.ensure_future(source.fetch(missing))
+            try:
+                while not fetching.done() and locate_index(sparse) == missing:
+                    arrived.clear()
+                    news = asyncio.ensure_future(arrived.wait())
+                    await asyncio.wait({fetching, news}, return_when=asyncio.FIRST_COMPLETED)
+                    news.cancel()
+                if fetching.done():
+                    fetching.result()
+            finally:
+                fetching.cancel()
+    finally:
+        unsubscribe()
     return await asyncio.to_thread(read_index, sparse)
 
 

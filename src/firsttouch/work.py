@@ -29,6 +29,9 @@ from .plan import Rates, Step
 
 Grey = npt.NDArray[np.uint8]
 
+FLOW_STEP = 1
+"""Frames at least between two grey planes that flow goes through; those between are interpolated."""
+
 BACKLOG_GREYS = 240
 """Grey planes kept before decoding pauses: 0.23 MB each."""
 
@@ -44,6 +47,11 @@ class Look:
     inputs: npt.NDArray[np.uint8] | None
     detections: Detections | None = None
     after: list[tuple[int, Grey]] = field(default_factory=list)
+
+    @property
+    def newest(self) -> int:
+        """The last frame whose grey plane is kept for the flow that begins here."""
+        return self.after[-1][0] if self.after else self.frame_number
 
 
 @dataclass(slots=True)
@@ -293,7 +301,7 @@ class Work:
             self._open_look(chain, frame)
             return
         chain.last = frame if chain.targets else None
-        if self._motion and chain.looks:
+        if self._motion and chain.looks and frame.frame_number - chain.looks[-1].newest >= FLOW_STEP:
             grey = frame.grey()
             with self._wake:
                 chain.looks[-1].after.append((frame.frame_number, grey))
