@@ -130,7 +130,7 @@ def rendered_clip() -> Seen:
     pts = _pts(index, RENDERED_FRAMES)
     answers = [_labelled(label) for label in labels]
     truth = from_frames(answers, width=index.width, height=index.height)
-    return Seen("rendered", index.width, index.height, pts, greys, found, _reference(index, len(greys)), truth, 0.4)
+    return Seen("rendered", index.width, index.height, pts, greys, found, _reference(index, len(greys)), truth, 0.3)
 
 
 def measure(seen: Seen, stride: int) -> Row:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -148,7 +150,7 @@ def test_a_width_that_swings_with_the_stride_goes_to_its_mean_between_glances():
     seen = [detections(24 * k, [person(400, width=w)]) for k, w in enumerate(widths)]
     motions = [
         gliding(24 * k, 24 * k + 24, [person(400, width=a)], [person(400, width=b)])
-        for k, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+        for k, (a, b) in enumerate(itertools.pairwise(widths))
     ]
     found = answers(seen, motions, 265)
     middle = found[24 * 5 + 12].xyxy[0]

@@ -13,7 +13,8 @@ HEIGHT, WIDTH, SCALE = 360, 640, 2.0
 
 
 def backdrop(seed=0):
-    """A scene wider than the picture, in half-size pixels: a stand full of texture above a lawn with lines and stripes."""
+    """A scene wider than the picture, in half-size pixels: a stand full of texture above a lawn with lines and
+    stripes."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(40, 200, (60, 120), dtype=np.uint8)
     scene = cv2.GaussianBlur(cv2.resize(coarse, (1200, 600), interpolation=cv2.INTER_CUBIC), (0, 0), 1.0)

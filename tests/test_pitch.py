@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -141,7 +143,7 @@ def still(numbers):
     """Motions of a camera that does not move, known to a tenth of a pixel."""
     rng = np.random.default_rng(2)
     motions = []
-    for a, b in zip(numbers[:-1], numbers[1:], strict=True):
+    for a, b in itertools.pairwise(numbers):
         steps = b - a + 1
         cameras = np.tile(np.eye(3), (steps, 1, 1))
         cameras[1:, :2, 2] = rng.normal(0, 0.1, (steps - 1, 2))
@@ -151,7 +153,8 @@ def still(numbers):
 
 
 def test_jitter_on_a_still_camera_is_below_a_pixel():
-    """Key points seen 3 px off in every glance, as a network sees them; still, from frame to frame, they hardly move."""
+    """Key points seen 3 px off in every glance, as a network sees them; still, from frame to frame, they
+    hardly move."""
     rng = np.random.default_rng(4)
     numbers = list(range(0, 161, 16))
     truth = camera(-20.0)

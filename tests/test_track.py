@@ -59,7 +59,7 @@ def test_weak_detections_continue_tracks_but_start_none():
         detections(16, [person(105), person(505)], confidence=[0.35, 0.35]),
     ]
     still = gliding(0, 16, [person(100), person(500)], [person(105), person(505)])
-    tracks = link(seen, [still], sure=0.4)
+    tracks = link(seen, [still], sure=0.3)
     assert ids_at(tracks, 0).keys() == {0}
     assert ids_at(tracks, 1) == ids_at(tracks, 0)
 

@@ -341,7 +341,7 @@ def _follow_boxes(
     looks = _looks(greys[order[0]], centre, size)
     unlike = np.zeros(len(boxes), np.int32)
     alive = np.arange(len(boxes))
-    for step, (before, after) in enumerate(zip(order[:-1], order[1:], strict=True)):
+    for step, (before, after) in enumerate(itertools.pairwise(order)):
         if not len(alive):
             break
         elapsed = abs(int(numbers[after]) - int(numbers[before]))
