@@ -41,6 +41,7 @@ LATE_SECONDS = 0.05
 FAULTY_SHARE = 0.05
 START_SECONDS = 120.0
 CALLER_SECONDS = 60.0
+SETTLE_SECONDS = 1.0
 SAMPLES_OF_A_BOMB = 75_000_000
 """24 bytes for each in FFmpeg's index: 1.8 GB from a file of a few kB."""
 
@@ -132,8 +133,7 @@ async def _measured(name: str, running: Running, wish: argparse.Namespace) -> di
     """Warm up, hold, run, hold again."""
     for _ in range(3):
         await ask(running, "healthy")
-    await _settled(running)
-    before, begun = running.held(), time.monotonic()
+    before, begun = await settled(running), time.monotonic()
     watcher = asyncio.create_task(_watch_memory(running))
     plan = {"load": load, "faults": faults, "cancels": cancels}[name]
     try:
@@ -141,8 +141,7 @@ async def _measured(name: str, running: Running, wish: argparse.Namespace) -> di
             replies = await plan(running, wish)
     finally:
         watcher.cancel()
-    await _settled(running)
-    after = running.held()
+    after = await settled(running)
     return _figures(replies, running, time.monotonic() - begun) | {
         "descriptors_before_after": f"{before.descriptors} {after.descriptors}",
         "children_before_after": f"{before.children} {after.children}",
@@ -336,11 +335,12 @@ def _ready_engines(port: int) -> int:
     return 0
 
 
-async def _settled(running: Running) -> None:
-    """Until both engines are idle again: the state in which before and after are compared."""
+async def settled(running: Running) -> Held:
+    """What is held once both engines are idle again and closed connections are gone: before and after are compared."""
     for _ in range(600):
         if await asyncio.to_thread(_ready_engines, running.port) >= 2:
-            return
+            await asyncio.sleep(SETTLE_SECONDS)
+            return running.held()
         await asyncio.sleep(0.1)
     raise RuntimeError("the service did not settle within a minute")
 
