@@ -37,7 +37,7 @@ which know both.
 More levels let a point jump to the next player, fewer lose a turning one."""
 STRAY = 0.25
 """A point that moves this many box widths unlike the others is put back into its place in the box."""
-LOOKS = np.array([(x, y) for y in np.linspace(-0.4, 0.3, 8) for x in np.linspace(-0.3, 0.3, 5)], np.float32)
+LOOKS = np.array([(x, y) for y in np.linspace(-0.4, 0.3, 7) for x in np.linspace(-0.3, 0.3, 4)], np.float32)
 """Where in a box its looks are taken, from the centre, in box sizes."""
 UNLIKE = 0.1
 """Likeness to its first looks below which a box is doubted, and lost at the second time. Of boxes followed
@@ -366,11 +366,13 @@ def _follow_boxes(
 
 
 def _looks(grey: Grey, centre: Float, size: Float) -> Float:
-    """(N, 40) what boxes look like: greys on a grid over head, shirt and shorts, less their mean, of length 1."""
-    places = np.nan_to_num(centre[:, None] + LOOKS * size[:, None])
-    x = np.clip(np.rint(places[..., 0]).astype(np.intp), 0, grey.shape[1] - 1)
-    y = np.clip(np.rint(places[..., 1]).astype(np.intp), 0, grey.shape[0] - 1)
-    values = grey[y, x].astype(np.float32)
+    """(N, 28) what boxes look like: greys on a grid over head, shirt and shorts, less their mean, of length 1."""
+    if not len(centre):
+        return np.zeros((0, len(LOOKS)), np.float32)
+    places = (centre[:, None] + LOOKS * size[:, None]).astype(np.float32)
+    places[np.isnan(places)] = 0.0
+    x, y = np.ascontiguousarray(places[..., 0]), np.ascontiguousarray(places[..., 1])
+    values = cv2.remap(grey, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
     values -= values.mean(1, keepdims=True)
     return np.asarray(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-3))
 
