@@ -97,6 +97,9 @@ async def analyze_steps(
     elif what == "nothing-in-time":
         await asyncio.sleep(deadline.remaining())
         raise DeadlineExceeded("no frame could be looked at")
+    elif what == "late-bug":
+        yield analysis(url, frames[:10])
+        raise ZeroDivisionError("after the first answers")
     elif what == "bug":
         raise ZeroDivisionError("the secret path is /etc/passwd")
     elif what == "stuck":

@@ -183,6 +183,8 @@ def test_errors_are_typed_and_cost_nothing() -> None:
             assert "passwd" not in str(bug.value)
             with pytest.raises(DeadlineExceeded):
                 await answers(made, "nothing-in-time", 0.1)
+            survived = await answers(made, "late-bug", partial=True)
+            assert (len(survived[-1].frames), survived[-1].stopped_by) == (10, "deadline")
             assert await answers(made, "pid")
             assert made.stats.restarts == {}
 

@@ -313,7 +313,12 @@ class _Child:
                 limit.first_frame(settings)
                 yield latest
             elif header.get("is") == "error":
-                raise wire.read_error(header)
+                error = wire.read_error(header)
+                if latest is None or not isinstance(error, EngineFailed):
+                    raise error
+                log.error("the engine failed after its first answers: %s", error)
+                yield _cut_short(latest)
+                return
             else:
                 return
 
