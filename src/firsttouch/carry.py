@@ -261,23 +261,25 @@ def _flown(
 ) -> Float:
     """(T, P, 2) centres by flow: between both ends where the body is at both, else along the flow of its only end."""
     forward, backward = _flow(motion.forward, tracks, ends.left), _flow(motion.backward, tracks, ends.right)
-    ahead = motion.on_frames(forward, frames) + (start - forward[0])
-    behind = motion.on_frames(backward, frames) + (stop - backward[-1])
+    ahead, behind = np.split(motion.on_frames(np.concatenate([forward, backward], 1), frames), 2, axis=1)
+    ahead, behind = ahead + (start - forward[0]), behind + (stop - backward[-1])
     alone = np.where((ends.left >= 0)[:, None], ahead, behind)
-    miss_ahead, miss_behind = (
-        stop - start - (forward[-1] - forward[0]),
-        start - stop - (backward[0] - backward[-1]),
-    )
+    if not both.any():
+        return np.asarray(alone)
+    miss_ahead = stop - start - (forward[-1] - forward[0])
+    miss_behind = start - stop - (backward[0] - backward[-1])
+    doubt_ahead, doubt_behind = np.abs(miss_ahead).sum(-1)[:, None], np.abs(miss_behind).sum(-1)[:, None]
     one, two = ahead + share * miss_ahead, behind + (1 - share) * miss_behind
-    with np.errstate(invalid="ignore"):
-        weight_one = zeroed((1 - share) / (1 + share * np.abs(miss_ahead).sum(-1, keepdims=True)) ** 2)
-        weight_two = zeroed(share / (1 + (1 - share) * np.abs(miss_behind).sum(-1, keepdims=True)) ** 2)
-    weight_one = np.where(np.isfinite(one).all(-1, keepdims=True), weight_one, 0.0)
-    weight_two = np.where(np.isfinite(two).all(-1, keepdims=True), weight_two, 0.0)
+    weight_one = (1 - share) / (1 + share * doubt_ahead) ** 2
+    weight_two = share / (1 + (1 - share) * doubt_behind) ** 2
+    weight_one = np.where(np.isnan(one[..., :1]), 0.0, weight_one)
+    weight_two = np.where(np.isnan(two[..., :1]), 0.0, weight_two)
     total = weight_one + weight_two
-    mixed = (weight_one * zeroed(one) + weight_two * zeroed(two)) / np.where(total > 0, total, 1.0)
-    mixed = np.where(total > 0, mixed, _ruler(motion, start, stop, frames, share))
-    return np.asarray(np.where(both[:, None], mixed, alone), np.float32)
+    with np.errstate(invalid="ignore"):
+        mixed = (weight_one * zeroed(one) + weight_two * zeroed(two)) / total
+    if (total[:, both] == 0).any():
+        mixed = np.where(total > 0, mixed, _ruler(motion, start, stop, frames, share))
+    return np.asarray(np.where(both[:, None], mixed, alone))
 
 
 def _ruler(motion: Motion, start: Float, stop: Float, frames: Int, share: Float) -> Float:

@@ -247,10 +247,10 @@ def _along_camera(one: _Glance, two: _Glance, motion: Motion, frames: Int) -> Pa
         behind[motion.cut_after + 1 :] = camera[motion.cut_after + 1 :]
         ahead[motion.cut_after + 1 :] = np.nan
     share = ((frames - motion.first) / (motion.last - motion.first))[:, None]
-    left = motion.on_frames(moved_points(ahead[:, None], one.xy), frames)
-    right = motion.on_frames(moved_points(behind[:, None], two.xy), frames)
-    weight_left = np.where(np.isfinite(left).all(-1) & np.isfinite(one.doubt), 1 - share, 0.0)
-    weight_right = np.where(np.isfinite(right).all(-1) & np.isfinite(two.doubt), share, 0.0)
+    both = np.concatenate([moved_points(ahead[:, None], one.xy), moved_points(behind[:, None], two.xy)], 1)
+    left, right = np.split(motion.on_frames(both, frames), 2, axis=1)
+    weight_left = np.where(np.isfinite(left[..., 0]) & np.isfinite(one.doubt), 1 - share, 0.0)
+    weight_right = np.where(np.isfinite(right[..., 0]) & np.isfinite(two.doubt), share, 0.0)
     total = weight_left + weight_right
     a, b = weight_left / np.where(total > 0, total, 1), weight_right / np.where(total > 0, total, 1)
     xy = a[..., None] * zeroed(left) + b[..., None] * zeroed(right)

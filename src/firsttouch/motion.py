@@ -101,16 +101,14 @@ class Motion:
             raise ValueError(f"all columns must have {steps} rows, got shapes {shapes}")
 
     def on_frames(self, values: Float, frames: npt.NDArray[np.int32]) -> Float:
-        """Values (M, ...) of the decoded frames, interpolated to `frames` (T, ...). NaN spoils what it
+        """Values (M, ...) of the decoded frames, interpolated to `frames` (T, ...) within a..b. NaN spoils what it
         touches: none across a cut."""
         numbers = self.frame_numbers
-        after = np.clip(np.searchsorted(numbers, frames), 1, len(numbers) - 1)
-        before = after - 1
-        share = (frames - numbers[before]) / (numbers[after] - numbers[before])
-        share = share.reshape(-1, *[1] * (values.ndim - 1))
-        blended = (1 - share) * values[before] + share * values[after]
-        exact = np.where(share >= 1, values[after], blended)
-        return np.asarray(np.where(share <= 0, values[before], exact), np.float32)
+        after = np.minimum(np.searchsorted(numbers, frames), len(numbers) - 1)
+        before = np.where(numbers[after] == frames, after, np.maximum(after - 1, 0))
+        length = np.maximum(numbers[after] - numbers[before], 1)
+        share = ((frames - numbers[before]) / length).astype(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
+        return np.asarray((1 - share) * values[before] + share * values[after])
 
     def rows_near_start(self) -> tuple[int, int] | None:
         """First row and one some six frames later, to measure a velocity; None where a cut is in the way."""
@@ -275,11 +273,13 @@ def moved_points(homography: Float, points: Float) -> Float:
     """Points (..., 2) through homographies (..., 3, 3)."""
     x, y = points[..., 0], points[..., 1]
     h = homography
-    w = h[..., 2, 0] * x + h[..., 2, 1] * y + h[..., 2, 2]
-    w = np.where(np.abs(w) < 1e-9, np.nan, w)
-    u = (h[..., 0, 0] * x + h[..., 0, 1] * y + h[..., 0, 2]) / w
-    v = (h[..., 1, 0] * x + h[..., 1, 1] * y + h[..., 1, 2]) / w
-    return np.asarray(np.stack([u, v], -1), np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        depth = 1.0 / (h[..., 2, 0] * x + h[..., 2, 1] * y + h[..., 2, 2])
+        u = (h[..., 0, 0] * x + h[..., 0, 1] * y + h[..., 0, 2]) * depth
+        v = (h[..., 1, 0] * x + h[..., 1, 1] * y + h[..., 1, 2]) * depth
+    moved = np.empty((*u.shape, 2))
+    moved[..., 0], moved[..., 1] = u, v
+    return moved
 
 
 def _follow_camera(greys: Sequence[Grey], numbers: npt.NDArray[np.int32], order: range, boxes: Float) -> Float:

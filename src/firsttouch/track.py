@@ -244,8 +244,12 @@ def _match(live: _Live, tolerance: Float, boxes: Float, scores: Float, sure: Boo
     cost = cost + CLASS_COST * (1 - _directions(live.scores) @ _directions(scores).T) + 0.01 * tolerance[:, None]
     cost = np.where(possible, cost, IMPOSSIBLE)
     for wanted, reach in ((sure, np.inf), (~sure, WEAK_REACH)):
-        free = np.setdiff1d(np.arange(len(live.id)), taken)
         columns = np.flatnonzero(wanted)
+        if not len(columns):
+            continue
+        still = np.ones(len(live.id), np.bool_)
+        still[taken[taken >= 0]] = False
+        free = np.flatnonzero(still)
         part = np.where(distance[np.ix_(free, columns)] <= reach, cost[np.ix_(free, columns)], IMPOSSIBLE)
         rows, chosen = linear_sum_assignment(part)
         good = part[rows, chosen] < IMPOSSIBLE
@@ -307,20 +311,14 @@ def _handed_on(detections: Sequence[Detections], between: Sequence[Motion | None
 
 
 def _rows(detections: Sequence[Detections], ids: Sequence[Int]) -> list[_Row]:
-    rows = []
+    rows: list[_Row] = []
     for look, (detection, mine) in enumerate(zip(detections, ids, strict=True)):
         classes, confidence = detection.class_id, detection.confidence
-        for row in np.flatnonzero(mine >= 0):
-            rows.append(
-                _Row(
-                    look,
-                    int(mine[row]),
-                    int(row),
-                    int(classes[row]),
-                    float(confidence[row]),
-                    detection.xyxy[row],
-                )
-            )
+        which = np.flatnonzero(mine >= 0)
+        columns = (mine[which].tolist(), which.tolist(), classes[which].tolist(), confidence[which].tolist())
+        boxes = detection.xyxy[which]
+        for id_, row, class_id, sure, box in zip(*columns, boxes, strict=True):
+            rows.append(_Row(look, id_, row, class_id, sure, box))
     return rows
 
 
