@@ -99,15 +99,16 @@ def views(image: Float, weight: Float, seen: Float, width: int, height: int) -> 
     image, weight = image[enough].astype(np.float64), weight[enough].astype(np.float64)
     solved = _solve(image, weight)
     total = weight.sum(1)
-    points = moved_points(solved.homography[:, None], POINTS)
+    homography = solved.homography()
+    points = moved_points(homography[:, None], POINTS)
     misses = np.where(weight > 0, ((points - image) ** 2).sum(-1), 0.0)
     error = np.sqrt((misses * weight).sum(1) / total)
-    holds = solved.good & (error <= HOLDS * width) & _plausible(solved.homography, weight > 0, width)
+    holds = solved.good & (error <= HOLDS * width) & _plausible(homography, weight > 0, width)
     noise = np.maximum(error, 0.001 * width)[:, None]
     uncertainty = noise * np.sqrt(np.maximum(solved.variance(), 0.0))
-    uncertainty = np.where(_depth(solved.homography, weight > 0) > 0, uncertainty, np.inf)
+    uncertainty = np.where(_depth(homography, weight > 0) > 0, uncertainty, np.inf)
     for k in np.flatnonzero(holds):
-        view = PitchView(solved.homography[k], seen[enough[k]], float(error[k]), uncertainty[k])
+        view = PitchView(homography[k], seen[enough[k]], float(error[k]), uncertainty[k])
         found[enough[k]] = view
     return found
 
@@ -123,7 +124,6 @@ class _Solved:
     to_world: Float
     to_image: Float
 
-    @property
     def homography(self) -> Float:
         """(S, 3, 3) from metres to pixels, of the sign that makes depth positive in front of the camera."""
         return np.asarray(np.linalg.inv(self.to_image) @ self.h @ self.to_world)
