@@ -216,6 +216,8 @@ class Desk:
 
     def _left(self, shared: _Shared) -> float:
         """How long a running computation will still take: what is usual, but not beyond its deadline."""
+        if shared.waiting == 0:
+            return 0.0  # nobody waits for it any more: it is being stopped
         begun = self._begun.get(id(shared), shared.job.deadline.clock())
         usual = self.typical_seconds - (shared.job.deadline.clock() - begun)
         return max(0.0, min(shared.job.deadline.remaining(), usual))
