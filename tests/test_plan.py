@@ -23,7 +23,7 @@ from firsttouch.plan import (
 )
 from firsttouch.ranges import ByteRange, total
 
-FAST = Rates()
+FAST = Rates(decode_key_seconds=0.008, decode_reference_seconds=0.0045, detect_seconds=0.011, flow_seconds=0.0025)
 SLOW_LINK = Rates(bytes_per_second=13.2e6 / 8, round_trip_seconds=0.1)
 SLOW_CPU = Rates(decode_key_seconds=0.03, decode_reference_seconds=0.02, detect_seconds=0.06, flow_seconds=0.01)
 

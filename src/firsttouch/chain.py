@@ -12,7 +12,7 @@ from .clock import Deadline
 from .decode import Frame, GopDecoder, StreamDecoder, Streamed
 from .errors import DeadlineExceeded
 from .index import Index
-from .plan import Rates, decode_stop
+from .plan import Rates, Step, decode_stop
 from .sparse import SparseBytes
 
 QUANTUM_ROWS = 8
@@ -23,25 +23,19 @@ FRAMES_AHEAD = 12
 
 
 class GopChain:
-    """The samples `rows` of an indexed file, from a key frame on. `cut` moves its end while it runs."""
+    """The samples of a step of the plan, from a key frame on. `move_end` moves its end while it runs."""
 
     def __init__(
-        self,
-        index: Index,
-        sparse: SparseBytes,
-        rows: range,
-        rates: Rates,
-        *,
-        skip_disposable: bool,
-        device: str = "cpu",
+        self, index: Index, sparse: SparseBytes, step: Step, rates: Rates, *, skip_disposable: bool, device: str = "cpu"
     ) -> None:
-        self.rows = rows
         self._index, self._sparse, self._rates = index, sparse, rates
         self._skip, self._device = skip_disposable, device
         self._decoder: GopDecoder | None = None
-        self._next = rows.start
-        self._stop = decode_stop(index, rows.stop)
+        self._next = step.first_row
+        self._end = step.end_row
         self._finished = False
+        self.rows = range(step.first_row, step.stop_row)
+        self._stop = decode_stop(index, step.stop_row)
 
     @property
     def next_row(self) -> int:
@@ -60,11 +54,11 @@ class GopChain:
     def seconds_left(self) -> float:
         return 0.0 if self._finished else (self._stop - self._next) * self._rates.decode_reference_seconds
 
-    def cut(self, stop_row: int) -> None:
-        """End at `stop_row` instead, or as soon after as the decoder has got already; never later than planned."""
-        if stop_row < self.rows.stop:
-            self.rows = range(self.rows.start, max(stop_row, min(self._next, self.rows.stop)))
-            self._stop = max(self.rows.stop, self._next)
+    def move_end(self, stop_row: int) -> None:
+        """End at `stop_row` instead: not before what the decoder has got already, not behind the GOP."""
+        if not self._finished:
+            self.rows = range(self.rows.start, min(self._end, max(stop_row, self._next)))
+            self._stop = max(decode_stop(self._index, self.rows.stop), self._next)
 
     def ready(self) -> bool:
         if self._finished:
@@ -74,7 +68,7 @@ class GopChain:
     def advance(self) -> Iterator[Frame]:
         """Feed up to `QUANTUM_ROWS` samples that are here; at the end, flush the decoder."""
         if self._decoder is None:
-            rows = range(self.rows.start, self._stop)
+            rows = range(self.rows.start, decode_stop(self._index, self._end))
             self._decoder = GopDecoder(
                 self._index, self._sparse.read, rows, skip_nonref=self._skip, device=self._device
             )
@@ -160,8 +154,8 @@ class StreamChain:
     def seconds_left(self) -> float:
         return 0.0
 
-    def cut(self, stop_row: int) -> None:
-        """A stream has no rows to cut."""
+    def move_end(self, stop_row: int) -> None:
+        """A stream has no rows."""
 
     def ready(self) -> bool:
         with self._room:

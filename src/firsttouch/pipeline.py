@@ -53,7 +53,7 @@ HEAD_BYTES = 128 * 1024
 TAIL_BYTES = 64 * 1024
 """Second request of the first round trip: moov is last in 145 of 245 files found in the wild, and mostly smaller."""
 
-ANSWER_RESERVE_SECONDS = 0.14
+ANSWER_RESERVE_SECONDS = 0.11
 """Kept before the deadline for the last quantum, linking, carrying and writing 750 frames."""
 
 WEAK_SHARE = 0.5
@@ -61,6 +61,9 @@ WEAK_SHARE = 0.5
 
 REPLAN_SECONDS = 0.06
 """How often the rates are looked at under a deadline."""
+
+LINK_SECONDS = 0.3
+"""The link is judged after this much fetching: requests and windows begin slowly."""
 
 REPLAN_RATIO = 1.25
 """A rate this far from the one planned with makes a new plan."""
@@ -247,7 +250,11 @@ async def fetch_index(source: Source, sparse: SparseBytes) -> Index:
     It is read as soon as its last byte is there: on a slow link the rest of what was asked for is not waited for.
     """
     loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-    unsubscribe = sparse.subscribe(lambda: loop.call_soon_threadsafe(arrived.set))
+
+    def tell() -> None:
+        loop.call_soon_threadsafe(arrived.set)
+
+    unsubscribe = sparse.subscribe(tell)
     try:
         while (missing := locate_index(sparse)) is not None:
             fetching = asyncio.ensure_future(source.fetch(missing))
@@ -274,7 +281,7 @@ class _Run:
         self.budget_seconds = deadline.remaining()
         late = options.start_budget_after_first_frame
         self.deadline = Deadline(math.inf, deadline.clock) if late else deadline
-        self.rates = self.planned_rates = replace(rates, workers=options.workers)
+        self.rates = self.planned_rates = self.first_rates = replace(rates, workers=options.workers)
         self.watch = Stopwatch()
         self.changed = asyncio.Event()
         self.asked: list[ByteRange] = []
@@ -282,6 +289,8 @@ class _Run:
         self.tasks: list[asyncio.Task[None]] = []
         self.work: Work | None = None
         self.stream: StreamChain | None = None
+        self.planned_first = 0.0
+        """When the first plan was made, seconds after the start."""
         self.fetch_error: SourceError | None = None
         self.ended = False
         """All that was planned is done."""
@@ -367,6 +376,7 @@ class _Run:
         if clip.index is None:
             self._begin_stream(source, clip)
             return
+        self.planned_first = self.watch.elapsed
         self._plan(source, clip)
 
     def _tell(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
@@ -445,7 +455,7 @@ class _Run:
         for step in plan.steps:
             if step.first_row not in begun:
                 chain = GopChain(
-                    clip.index, clip.sparse, step.rows, self.rates, skip_disposable=plan.skip_disposable, device=device
+                    clip.index, clip.sparse, step, self.rates, skip_disposable=plan.skip_disposable, device=device
                 )
                 self.work.add(chain, step.look_at[:1] if every else step.look_at, every=every)
         self.work.seal()
@@ -466,14 +476,18 @@ class _Run:
     def _measured(self, source: Source) -> Rates:
         """The rates as this run sees them; the earlier value where it has seen too little to tell."""
         assert self.work is not None
-        work, seconds, rates = self.work, self.watch.seconds, self.rates
-        if work.frames_decoded >= 12 and "decode" in seconds:  # the stage is added when a quantum ends
-            rates = replace(rates, decode_reference_seconds=seconds["decode"] / work.frames_decoded)
-        if len(work.detections) >= 4:
-            rates = replace(rates, detect_seconds=seconds["detect"] / len(work.detections))
-        if work.frames_followed >= 24:
-            rates = replace(rates, flow_seconds=seconds["carry"] / work.frames_followed)
-        if source.bytes_per_second is not None:
+        work, seconds, rates = self.work, self.watch.seconds, self.first_rates
+        decoded, looked, followed = work.frames_decoded, len(work.detections), len(work.motions)
+        # Against what the first rates foretold for just these frames: key frames cost more, and come first.
+        if decoded >= 24:
+            foretold = rates.decode_seconds(work.keys_decoded, decoded - work.keys_decoded)
+            rates = rates.decoding_times(seconds.get("decode", 0.0) / foretold)
+        if looked >= 6:
+            rates = replace(rates, detect_seconds=seconds.get("detect", 0.0) / looked)
+        if followed >= 6:
+            foretold = rates.follow_seconds(followed, work.frames_followed)
+            rates = rates.following_times(seconds.get("carry", 0.0) / foretold)
+        if source.bytes_per_second is not None and self.watch.elapsed - self.planned_first > LINK_SECONDS:
             rates = replace(rates, bytes_per_second=source.bytes_per_second)
         if source.round_trip_seconds is not None:
             rates = replace(rates, round_trip_seconds=source.round_trip_seconds)
@@ -572,7 +586,8 @@ class _Run:
     def _whole(self, clip: _Clip) -> bool:
         """All that was planned is done, and that is the whole clip: then every frame is answered."""
         assert self.work is not None
-        return self.ended and (clip.plan is None or clip.plan.whole) and not self.work.errors
+        covered = clip.index is None or self.work.rows_covered == len(clip.index.offset)
+        return self.ended and covered and not self.work.errors
 
 
 @dataclass(frozen=True, slots=True)

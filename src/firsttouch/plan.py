@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,10 @@ DEFAULT_STRIDE = 12
 SECOND_COST = 0.1
 """The share of a plan's worth that a second costs: a judge who weighs speed takes about a tenth of the score."""
 
+FLOW_STEP = 3
+"""Frames at least between two that flow goes through; those between are interpolated. Going through all of them costs
+twice the flow and gains 0.008 of F1 (bench carry)."""
+
 SHORTEST_RUN = 16
 """Samples in a step at least: below it a codec context costs more than it gives."""
 
@@ -67,12 +72,33 @@ class Rates:
 
     bytes_per_second: float = 12.5e6
     round_trip_seconds: float = 0.03
-    decode_key_seconds: float = 0.008
-    decode_reference_seconds: float = 0.0045
+    decode_key_seconds: float = 0.014
+    decode_reference_seconds: float = 0.006
     decode_disposable_seconds: float = 0.0
-    detect_seconds: float = 0.011
-    flow_seconds: float = 0.0025
+    detect_seconds: float = 0.013
+    flow_seconds: float = 0.003
+    """For each frame that flow goes through."""
+    flow_look_seconds: float = 0.004
+    """For each pair of looks, on top."""
     workers: int = 2
+
+    def decode_seconds(self, keys: int, references: int) -> float:
+        """What so many key and other reference frames should take one core."""
+        return keys * self.decode_key_seconds + references * self.decode_reference_seconds
+
+    def follow_seconds(self, pairs: int, frames: int) -> float:
+        """What flow over so many pairs of looks with so many decoded frames should take one core."""
+        return pairs * self.flow_look_seconds + frames * self.flow_seconds
+
+    def decoding_times(self, factor: float) -> Rates:
+        return replace(
+            self,
+            decode_key_seconds=self.decode_key_seconds * factor,
+            decode_reference_seconds=self.decode_reference_seconds * factor,
+        )
+
+    def following_times(self, factor: float) -> Rates:
+        return replace(self, flow_seconds=self.flow_seconds * factor, flow_look_seconds=self.flow_look_seconds * factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +107,8 @@ class Step:
 
     first_row: int
     stop_row: int
+    end_row: int
+    """How far `stop_row` may still be moved: the end of the GOP."""
     byte_ranges: tuple[ByteRange, ...]
     look_at: tuple[int, ...]
     """Frame numbers, rising; the first decoded frame at or after each is looked at."""
@@ -109,8 +137,6 @@ class Plan:
     expected_quality: float
     """Expected F1 over all frames of the clip, unanswered frames counting as 0."""
     skip_disposable: bool = True
-    whole: bool = True
-    """Every sample of the clip is in a step: nothing was left out for time or bytes."""
 
     @property
     def look_at(self) -> tuple[int, ...]:
@@ -127,20 +153,43 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Gop:
-    """One GOP of the index (or a few very short ones), with running sums so that a prefix is costed without a loop."""
+class _Gops:
+    """The GOPs of an index (very short ones joined), and running sums over its rows: any prefix is costed at once."""
 
-    first_row: int
-    stop_row: int
-    frame_numbers: IntArray
-    bytes_until: IntArray = field(repr=False)
-    decode_until: FloatArray = field(repr=False)
-    decoded_until: IntArray = field(repr=False)
+    first_row: IntArray
+    stop_row: IntArray
+    first_frame: IntArray
+    bytes_before: IntArray
+    decode_before: FloatArray
+    decoded_before: IntArray
+    shown_before: IntArray
 
-    def prefix(self, share: float) -> int:
-        """How many rows a share of this GOP is: the key frame at least."""
+    def every(self, skip: int) -> _Gops:
+        return replace(
+            self,
+            first_row=self.first_row[::skip],
+            stop_row=self.stop_row[::skip],
+            first_frame=self.first_frame[::skip],
+        )
+
+    def prefix(self, share: float) -> tuple[IntArray, IntArray, FloatArray, IntArray, IntArray]:
+        """Rows, bytes, decoding seconds, steps of flow and shown frames of this share of each GOP, one row at least."""
         count = self.stop_row - self.first_row
-        return max(1, min(count, math.ceil(share * count)))
+        rows = np.clip(np.ceil(share * count), 1, count).astype(np.int64)
+        first, stop = self.first_row, self.first_row + rows
+        decoded = self.decoded_before[stop] - self.decoded_before[first]
+        return (
+            rows,
+            self.bytes_before[stop] - self.bytes_before[first],
+            self.decode_before[stop] - self.decode_before[first],
+            np.minimum(decoded, rows // FLOW_STEP),
+            self.shown_before[stop] - self.shown_before[first],
+        )
+
+    def closing(self, rows: IntArray) -> npt.NDArray[np.bool_]:
+        """Whether nothing decoded follows on each prefix: then its last frame is looked at too."""
+        follows = np.append(self.first_row[1:], -1)
+        return np.asarray(self.first_row + rows != follows, np.bool_)
 
 
 def spread_order(count: int) -> list[int]:
@@ -181,28 +230,32 @@ def make_plan(
     if look_at is not None:
         return _just(index, rates, look_at)
     gops = _gops(index, rates, not every_frame, until_byte, done or {})
-    if not gops:
+    if not gops.first_row.size:
         return Plan((), index.frame_count, stride or DEFAULT_STRIDE, 0.0, 0.0, 0.0, not every_frame)
     if every_frame:
         strides: Sequence[int] = (1,)
     elif stride is not None:
         strides = (stride,)
-    elif math.isinf(budget_seconds):
-        strides = (DEFAULT_STRIDE,)
     else:
-        strides = STRIDES
+        strides = (DEFAULT_STRIDE,) if math.isinf(budget_seconds) else STRIDES
     fixed = every_frame or stride is not None or math.isinf(budget_seconds)
     shares: Sequence[float] = (0.0,) if key_frames_only else (1.0,) if fixed else SHARES
-    best: tuple[float, float, _Draft] | None = None
-    for draft in _drafts(gops, strides, shares, SKIPS if not fixed and len(gops) > 1 else (1,)):
-        seconds = draft.seconds(rates, have)
-        value = draft.quality(index.frame_count)
-        fits = fixed or seconds <= budget_seconds
-        rank = (value * math.exp(-SECOND_COST * seconds) if fits else -seconds, -seconds)
-        if best is None or rank > best[:2]:
-            best = (*rank, draft)
+    best: tuple[float, float, int, float, int] | None = None
+    for skip in SKIPS if not fixed and not done else (1,):
+        if best is not None and (best[0] > 0.0 or len(gops.first_row) < 2 * skip):
+            break  # GOPs are left out only where not even all key frames fit
+        chosen = gops.every(skip)
+        for share in shares if skip == 1 else (0.0, 0.12, 1.0):
+            seconds, quality = _judge(chosen, share, np.asarray(strides), rates, have, index.frame_count)
+            fits = fixed | (seconds <= budget_seconds)
+            worth = np.where(fits, quality * np.exp(-SECOND_COST * seconds), -seconds)
+            at = int(np.argmax(worth))
+            rank = (float(worth[at]), -float(seconds[at]))
+            if best is None or rank > best[:2]:
+                best = (*rank, skip, share, int(strides[at]))
     assert best is not None
-    return best[2].plan(index, rates, have, skip_disposable=not every_frame)
+    _, _, skip, share, chosen_stride = best
+    return _plan(index, gops.every(skip), share, chosen_stride, rates, have, skip_disposable=not every_frame)
 
 
 def _just(index: Index, rates: Rates, look_at: Sequence[int]) -> Plan:
@@ -221,80 +274,82 @@ def _just(index: Index, rates: Rates, look_at: Sequence[int]) -> Plan:
         decode = rates.decode_key_seconds + (stops[key] - key - 1) * rates.decode_reference_seconds
         spans = tuple(coalesce(index.byte_range(row) for row in range(key, stops[key])))
         cost = decode + len(looks[key]) * rates.detect_seconds
-        steps.append(Step(key, stops[key], spans, tuple(looks[key]), cost))
+        steps.append(Step(key, stops[key], stops[key], spans, tuple(looks[key]), cost))
     size = sum(step.size_bytes for step in steps)
     work = sum(step.cost_seconds for step in steps) / rates.workers
     seconds = rates.round_trip_seconds + max(size / rates.bytes_per_second, work)
     quality = len(set(look_at)) / max(1, index.frame_count)
-    return Plan(tuple(steps), index.frame_count, 0, 0.0, seconds, quality, skip_disposable=False, whole=False)
+    return Plan(tuple(steps), index.frame_count, 0, 0.0, seconds, quality, skip_disposable=False)
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """One row of the table: every `skip`-th GOP, a share of its rows, every `stride`-th frame."""
+def _judge(
+    gops: _Gops, share: float, strides: IntArray, rates: Rates, have: Sequence[ByteRange], frame_count: int
+) -> tuple[FloatArray, FloatArray]:
+    """Seconds and quality of one share of the GOPs for each stride, (S,) both; a table in a few array operations."""
+    rows, size, decode, steps, shown = gops.prefix(share)
+    closing = gops.closing(rows)
+    looks = look_counts(shown, strides[:, None], closing)
+    flow = looks * rates.flow_look_seconds + steps * rates.flow_seconds
+    work = (decode + looks * rates.detect_seconds + np.where(strides[:, None] > 1, flow, 0.0)).sum(axis=1)
+    seconds = _seconds(work, size, decode, rates, have)
+    # Inside the prefix flow carries; from its last look to the next GOP's first one nothing is decoded.
+    gap = np.maximum(1.0, (shown - closing) / np.maximum(1, looks - closing))
+    reach = np.diff(np.append(gops.first_frame, frame_count))
+    hole = np.maximum(reach - shown, 0)
+    value = shown * quality_between(gap, FLOW_QUALITY) + hole * quality_between(hole + 1, LINEAR_QUALITY)
+    return seconds, np.asarray(value.sum(axis=1) / max(1, frame_count), np.float64)
 
-    gops: Sequence[_Gop]
-    stride: int
-    share: float
 
-    def rows(self) -> list[int]:
-        return [gop.prefix(self.share) for gop in self.gops]
+def look_counts(shown: IntArray, stride: IntArray | int, closing: npt.NDArray[np.bool_]) -> IntArray:
+    """How many of `shown` frames are looked at: about every `stride`-th, and the last one where nothing follows on."""
+    open_end = np.maximum(1, np.round(shown / stride))
+    closed = np.where(shown > 1, np.maximum(1, np.round((shown - 1) / stride)) + 1, 1)
+    return np.where(shown > 0, np.where(closing, closed, open_end), 0).astype(np.int64)
 
-    def looks(self) -> list[IntArray]:
-        found = []
-        follows = [gop.first_row for gop in self.gops[1:]]
-        for position, (gop, rows) in enumerate(zip(self.gops, self.rows(), strict=True)):
-            shown = np.sort(gop.frame_numbers[:rows])
-            closing = position == len(follows) or gop.first_row + rows != follows[position]
-            found.append(_evenly(shown[shown >= 0], self.stride, closing))
-        return found
 
-    def cpu_seconds(self, rates: Rates) -> float:
-        work = 0.0
-        for gop, rows, looks in zip(self.gops, self.rows(), self.looks(), strict=True):
-            flow = gop.decoded_until[rows - 1] * rates.flow_seconds if self.stride > 1 else 0.0
-            work += gop.decode_until[rows - 1] + flow + looks.size * rates.detect_seconds
-        return float(work)
+def _seconds(
+    work: FloatArray, size: IntArray, decode: FloatArray, rates: Rates, have: Sequence[ByteRange]
+) -> FloatArray:
+    """Fetch and work overlap: the larger of the two, plus the first round trip and the last step's decoding."""
+    missing = max(0, int(size.sum()) - sum(len(part) for part in have))
+    fetch = missing / rates.bytes_per_second
+    last = np.minimum(work / max(1, len(size)), 0.1)
+    longest = np.maximum(work / rates.workers, decode.max())
+    return np.asarray(rates.round_trip_seconds * (missing > 0) + np.maximum(fetch + last, longest), np.float64)
 
-    def seconds(self, rates: Rates, have: Sequence[ByteRange]) -> float:
-        """Fetch and work overlap: the larger of the two, plus the first round trip and the last step's decoding."""
-        work = self.cpu_seconds(rates)
-        size = sum(int(gop.bytes_until[rows - 1]) for gop, rows in zip(self.gops, self.rows(), strict=True))
-        size = max(0, size - sum(len(part) for part in have))
-        fetch = size / rates.bytes_per_second
-        longest = max(float(gop.decode_until[rows - 1]) for gop, rows in zip(self.gops, self.rows(), strict=True))
-        last = min(work / max(1, len(self.gops)), 0.1)
-        return rates.round_trip_seconds * (size > 0) + max(fetch + last, work / rates.workers, longest)
 
-    def quality(self, frame_count: int) -> float:
-        # Unshown samples (frame number -1) fall on entry 0, which stays zero.
-        decoded = np.zeros(frame_count + 1, np.int64)
-        for gop, rows in zip(self.gops, self.rows(), strict=True):
-            decoded[gop.frame_numbers[:rows] + 1] = 1
-        decoded[0] = 0
-        looks = np.unique(np.concatenate(self.looks()))
-        return expected_quality(looks, decoded.cumsum(), frame_count)
-
-    def plan(self, index: Index, rates: Rates, have: Sequence[ByteRange], *, skip_disposable: bool) -> Plan:
-        looks = self.looks()
-        steps = []
-        for at in spread_order(len(self.gops)):
-            gop, rows = self.gops[at], self.gops[at].prefix(self.share)
-            spans = _byte_ranges(index, gop.first_row, gop.first_row + rows)
-            flow = gop.decoded_until[rows - 1] * rates.flow_seconds if self.stride > 1 else 0.0
-            cost = float(gop.decode_until[rows - 1] + flow + looks[at].size * rates.detect_seconds)
-            numbers = tuple(int(number) for number in looks[at])
-            steps.append(Step(gop.first_row, gop.first_row + rows, spans, numbers, cost))
-        return Plan(
-            tuple(steps),
-            index.frame_count,
-            self.stride,
-            self.share,
-            self.seconds(rates, have),
-            self.quality(index.frame_count),
-            skip_disposable,
-            sum(len(step.rows) for step in steps) == len(index.offset),
-        )
+def _plan(
+    index: Index,
+    gops: _Gops,
+    share: float,
+    stride: int,
+    rates: Rates,
+    have: Sequence[ByteRange],
+    *,
+    skip_disposable: bool,
+) -> Plan:
+    """The steps of one row of the table, with what is expected of them."""
+    rows, size, decode, flow_steps, _ = gops.prefix(share)
+    closing = gops.closing(rows)
+    decoded = np.zeros(index.frame_count + 1, np.int64)
+    looks = []
+    for at, (first, count) in enumerate(zip(gops.first_row.tolist(), rows.tolist(), strict=True)):
+        shown = np.sort(index.frame_number[first : first + count].astype(np.int64))
+        shown = shown[shown >= 0]
+        decoded[shown + 1] = 1
+        looks.append(_evenly(shown, stride, bool(closing[at])))
+    counts = np.array([len(numbers) for numbers in looks])
+    flow = counts * rates.flow_look_seconds + flow_steps * rates.flow_seconds if stride > 1 else 0.0
+    cost = decode + counts * rates.detect_seconds + flow
+    steps = []
+    for at in spread_order(len(looks)):
+        first, stop = int(gops.first_row[at]), int(gops.first_row[at] + rows[at])
+        spans = _byte_ranges(index, first, stop)
+        numbers = tuple(looks[at].tolist())
+        steps.append(Step(first, stop, int(gops.stop_row[at]), spans, numbers, float(cost[at])))
+    seconds = _seconds(np.array([cost.sum()]), size, decode, rates, have)
+    quality = expected_quality(np.unique(np.concatenate(looks)), decoded.cumsum(), index.frame_count)
+    return Plan(tuple(steps), index.frame_count, stride, share, float(seconds[0]), quality, skip_disposable)
 
 
 def expected_quality(looks: IntArray, decoded_before: IntArray, frame_count: int) -> float:
@@ -316,47 +371,37 @@ def expected_quality(looks: IntArray, decoded_before: IntArray, frame_count: int
     return float((1.0 + (value * gap).sum() + ends_value.sum()) / frame_count)
 
 
-def _drafts(
-    gops: Sequence[_Gop], strides: Sequence[int], shares: Sequence[float], skips: Sequence[int]
-) -> Iterator[_Draft]:
-    for skip in skips:
-        chosen = gops[::skip]
-        if skip > 1 and len(chosen) < 2:
-            return
-        for share in shares if skip == 1 else [share for share in shares if share in (0.0, 0.12, 1.0)]:
-            for stride in strides:
-                yield _Draft(chosen, stride, share)
-                if share == 0.0:
-                    break
-
-
-def _gops(
-    index: Index, rates: Rates, skip_disposable: bool, until_byte: int | None, done: Mapping[int, int]
-) -> list[_Gop]:
+def _gops(index: Index, rates: Rates, skip_disposable: bool, until_byte: int | None, done: Mapping[int, int]) -> _Gops:
     count = len(index.offset)
     costs = np.where(index.is_keyframe, rates.decode_key_seconds, rates.decode_reference_seconds)
     skipped = index.is_disposable & skip_disposable
     costs = np.where(skipped, rates.decode_disposable_seconds, costs)
     ends = index.offset + index.size
-    found = []
+    runs = []
     for first, stop in _runs([int(row) for row in index.key_rows], count):
         if until_byte is not None and (beyond := ends[first:stop] > until_byte).any():
             stop = first + int(np.argmax(beyond))
-        if stop <= first:
-            continue
-        rows = slice(first, stop)
-        spent = np.arange(first, stop) < first + done.get(first, 0)
-        found.append(
-            _Gop(
-                first,
-                stop,
-                index.frame_number[rows].astype(np.int64),
-                index.size[rows].astype(np.int64).cumsum(),
-                np.where(spent, 0.0, costs[rows]).cumsum(),
-                (~skipped[rows] & ~spent).astype(np.int64).cumsum(),
-            )
-        )
-    return found
+        if stop > first:
+            runs.append((first, stop))
+    for first, rows in done.items():
+        costs[first : first + rows] = 0.0
+        skipped[first : first + rows] = True
+    starts, stops = (np.array([run[side] for run in runs], np.int64) for side in (0, 1))
+    return _Gops(
+        starts,
+        stops,
+        np.maximum(index.frame_number[starts], 0).astype(np.int64) if runs else starts,
+        _before(index.size),
+        _before(costs),
+        _before(~skipped),
+        _before(index.frame_number >= 0),
+    )
+
+
+def _before(values: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Running sums with a leading zero: entry r is the sum of what lies before row r."""
+    column = np.asarray(values)
+    return np.concatenate([[0], np.cumsum(column, dtype=np.float64 if column.dtype.kind == "f" else np.int64)])
 
 
 def _runs(keys: list[int], count: int) -> Iterator[tuple[int, int]]:

@@ -25,12 +25,9 @@ from .decode import Frame
 from .detect import Detections, Detector
 from .errors import FirsttouchError
 from .motion import Motion, follow, use_one_thread
-from .plan import Rates, Step
+from .plan import FLOW_STEP, Rates, Step
 
 Grey = npt.NDArray[np.uint8]
-
-FLOW_STEP = 1
-"""Frames at least between two grey planes that flow goes through; those between are interpolated."""
 
 BACKLOG_GREYS = 240
 """Grey planes kept before decoding pauses: 0.23 MB each."""
@@ -100,6 +97,7 @@ class Work:
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.frames_decoded = 0
+        self.keys_decoded = 0
         self.detections: dict[int, Detections] = {}
         self.motions: dict[tuple[int, int], Motion] = {}
         self.frames_followed = 0
@@ -145,7 +143,7 @@ class Work:
                 step = steps.get(chain.decoding.rows.start)
                 if chain.done or step is None:
                     continue
-                chain.decoding.cut(step.stop_row)
+                chain.decoding.move_end(step.stop_row)
                 newest = chain.looks[-1].frame_number if chain.looks else -1
                 chain.targets = deque(number for number in step.look_at if number > newest)
             self._wake.notify_all()
@@ -157,6 +155,12 @@ class Work:
         with self._wake:
             chains = [chain.decoding for chain in self._chains if chain.started]
         return {decoding.rows.start: decoding.next_row - decoding.rows.start for decoding in chains}
+
+    @property
+    def rows_covered(self) -> int:
+        """How many rows of the index the finished chains have decoded or left out as disposable."""
+        with self._wake:
+            return sum(len(chain.decoding.rows) for chain in self._chains if chain.done)
 
     def seal(self) -> None:
         """No more chains will come: the threads may end when all is done."""
@@ -296,6 +300,7 @@ class Work:
         """A decoded frame: looked at when it is the first at or after a target, otherwise kept for flow."""
         with self._wake:
             self.frames_decoded += 1
+            self.keys_decoded += frame.is_keyframe
             self._pts[frame.frame_number] = frame.pts
         if chain.targets and frame.frame_number >= chain.targets[0]:
             self._open_look(chain, frame)

@@ -35,6 +35,10 @@ class Frame:
     rotation: int = 0
 
     @property
+    def is_keyframe(self) -> bool:
+        return bool(self.picture.key_frame)
+
+    @property
     def y(self) -> Plane:
         """Luma, (H, W) uint8; rows may be further apart than W bytes."""
         return self._turned(self._plane(0, self.picture.width, self.picture.height))
