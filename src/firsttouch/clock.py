@@ -53,6 +53,8 @@ class Stopwatch:
     clock: Clock = time.monotonic
     started: float = field(init=False)
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    """What the threads inside the stages have computed, without what they waited."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -66,10 +68,12 @@ class Stopwatch:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time spent inside to stage `name`; any thread may call it."""
-        begun = self.clock()
+        begun, computed = self.clock(), time.thread_time()
         try:
             yield
         finally:
+            with self._lock:
+                self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.thread_time() - computed
             self.add(name, self.clock() - begun)
 
     def add(self, name: str, seconds: float) -> None:

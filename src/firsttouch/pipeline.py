@@ -476,9 +476,10 @@ class _Run:
     def _measured(self, source: Source) -> Rates:
         """The rates as this run sees them; the earlier value where it has seen too little to tell."""
         assert self.work is not None
-        work, seconds, rates = self.work, self.watch.seconds, self.first_rates
+        work, seconds, rates = self.work, self.watch.cpu_seconds, self.first_rates
         decoded, looked, followed = work.frames_decoded, len(work.detections), len(work.motions)
-        # Against what the first rates foretold for just these frames: key frames cost more, and come first.
+        # Computing time, not wall time: what a thread waits for the other one is no property of the frame. Against what
+        # the first rates foretold for just these frames: key frames cost more, and come first.
         if decoded >= 24:
             foretold = rates.decode_seconds(work.keys_decoded, decoded - work.keys_decoded)
             rates = rates.decoding_times(seconds.get("decode", 0.0) / foretold)
