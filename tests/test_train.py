@@ -104,7 +104,7 @@ def test_targets_decode_to_the_labels_they_came_from() -> None:
     points[[4, 20]] = [(100.3, 50.7, 1), (633.0, 377.5, 1)]
     view = View(np.zeros((6, 192, 320), np.uint8), boxes, points, np.zeros((0, 4), np.float32))
     person, ball, maps = _maps_of(view)
-    found, scores = decode_boxes(person, ball, torch.zeros(1, 3, 24, 40))
+    found, scores = decode_boxes(torch.cat((person, ball), 1), torch.zeros(1, 3, 24, 40))
     sure = scores[0].amax(-1) > 0.5
     assert int(sure.sum()) == len(boxes)
     got = {int(c): b.numpy() for c, b in zip(scores[0][sure].argmax(-1), found[0][sure], strict=True) if c != 2}
@@ -123,7 +123,7 @@ def test_one_person_under_two_peaks_is_kept_once() -> None:
         person[0, 0, row, column] = logit
         person[0, 4, row, column] = 11 - column
         person[0, 6:, row, column] = size
-    _, scores = decode_boxes(person, torch.full((1, 5, 24, 40), -9.0), torch.zeros(1, 3, 12, 20))
+    _, scores = decode_boxes(torch.cat((person, torch.full((1, 5, 24, 40), -9.0)), 1), torch.zeros(1, 3, 12, 20))
     assert int((scores[0].sum(-1) > 0.5).sum()) == 1
 
 
@@ -184,8 +184,8 @@ def test_average_precision_of_a_perfect_and_of_a_half_answer() -> None:
 
 
 def test_cell_sizes_follow_the_network() -> None:
-    person, ball, keypoint, role = Network(SMALL).eval()(torch.zeros(1, 6, 112, 192))
-    assert person.shape[2:] == ball.shape[2:] == (2 * 112 // CELL, 2 * 192 // CELL)
+    boxes, keypoint, role = Network(SMALL).eval()(torch.zeros(1, 6, 112, 192))
+    assert boxes.shape[2:] == (2 * 112 // CELL, 2 * 192 // CELL)
     assert keypoint.shape[2:] == role.shape[2:] == (2 * 112 // KEYPOINT_CELL, 2 * 192 // KEYPOINT_CELL)
 
 

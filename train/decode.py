@@ -20,10 +20,8 @@ def _peaks(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return scores, cells
 
 
-def _boxes(maps: Tensor, cells: Tensor) -> Tensor:
-    """[n, k, 4] xyxy pixels from [n, 4, h, w] offset x y, log size x y at flat `cells`."""
-    width = maps.shape[3]
-    values = torch.gather(maps.flatten(2), 2, cells[:, None].expand(-1, 4, -1))
+def _boxes(values: Tensor, cells: Tensor, width: int | Tensor) -> Tensor:
+    """[n, k, 4] xyxy pixels from [n, 4, k] offset x y, log size x y found at flat `cells`."""
     column, row = cells % width, torch.div(cells, width, rounding_mode="floor")
     cx, cy = values[:, 0] + column + 0.5, values[:, 1] + row + 0.5
     half = values[:, 2:].clamp(-3.0, 5.0).exp() / 2
@@ -32,30 +30,33 @@ def _boxes(maps: Tensor, cells: Tensor) -> Tensor:
 
 def _suppress(boxes: Tensor, scores: Tensor) -> Tensor:
     """Zero the score of a person that overlaps a stronger one: scores [n, k] must fall along k."""
-    low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
-    high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
-    inner = (high - low).clamp(min=0).prod(-1)
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-    iou = inner / (area[:, :, None] + area[:, None] - inner).clamp(min=1e-6)
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    # co-ordinate by co-ordinate: a last axis of two is slow in every runtime
+    across = torch.minimum(x1[:, :, None], x1[:, None]) - torch.maximum(x0[:, :, None], x0[:, None])
+    down = torch.minimum(y1[:, :, None], y1[:, None]) - torch.maximum(y0[:, :, None], y0[:, None])
+    inner = across.clamp(min=0) * down.clamp(min=0)
+    area = (x1 - x0) * (y1 - y0)
+    union = area[:, :, None] + area[:, None] - inner
     stronger = torch.ones(PEOPLE, PEOPLE, device=boxes.device).triu(1)
-    return scores * ((iou * stronger).amax(1) < SAME_PERSON_IOU).float()
+    return scores * ((inner / union.clamp(min=1e-6) * stronger).amax(1) < SAME_PERSON_IOU).float()
 
 
-def decode_boxes(person: Tensor, ball: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
-    """(boxes [n, 100, 4], scores [n, 100, 4]) sorted by best score, falling."""
-    heat, cells = _peaks(person[:, 0], PEOPLE)
-    people = _boxes(person[:, 4:], cells)
-    width = person.shape[3]
-    coarse = torch.div(cells, 2 * width, rounding_mode="floor") * role.shape[3] + torch.div(
-        cells % width, 2, rounding_mode="floor"
-    )
-    near = torch.gather(person[:, 1:4].flatten(2), 2, cells[:, None].expand(-1, 3, -1))
+def decode_boxes(maps: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
+    """(boxes [n, 100, 4], scores [n, 100, 4]) sorted by best score, falling; `maps` and `role` as `Network` gives them."""
+    width, flat = maps.shape[3], maps.flatten(2)
+    heat, cells = _peaks(maps[:, 0], PEOPLE)
+    ball_heat, ball_cells = _peaks(maps[:, 8], BALLS)
+    # whole columns are gathered from the one map: slices of it would be copies
+    person = torch.gather(flat, 2, cells[:, None].expand(-1, 13, -1))
+    ball = torch.gather(flat, 2, ball_cells[:, None].expand(-1, 13, -1))
+    people, balls = _boxes(person[:, 4:8], cells, width), _boxes(ball[:, 9:], ball_cells, width)
+    row, column = torch.div(cells, width, rounding_mode="floor"), cells % width
+    coarse = torch.div(row, 2, rounding_mode="floor") * role.shape[3] + torch.div(column, 2, rounding_mode="floor")
     wide = torch.gather(role.flatten(2), 2, coarse[:, None].expand(-1, 3, -1))
-    kinds = (near + wide).softmax(1).transpose(1, 2)
+    kinds = (person[:, 1:4] + wide).softmax(1).transpose(1, 2)
     of_people = F.pad(_suppress(people, heat)[..., None] * kinds, (1, 0))
-    ball_heat, ball_cells = _peaks(ball[:, 0], BALLS)
     of_balls = F.pad(ball_heat[..., None], (0, 3))
-    boxes, scores = torch.cat((people, _boxes(ball[:, 1:], ball_cells)), 1), torch.cat((of_people, of_balls), 1)
+    boxes, scores = torch.cat((people, balls), 1), torch.cat((of_people, of_balls), 1)
     order = torch.topk(scores.amax(-1), PEOPLE + BALLS).indices[..., None].expand(-1, -1, 4)
     return torch.gather(boxes, 1, order), torch.gather(scores, 1, order)
 
@@ -91,6 +92,6 @@ class Shipped(nn.Module):
         self.network = network
 
     def forward(self, planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        person, ball, keypoint, role = self.network((planes.float() - ZERO_POINT) * SCALE)
-        boxes, scores = decode_boxes(person, ball, role)
+        maps, keypoint, role = self.network((planes.float() - ZERO_POINT) * SCALE)
+        boxes, scores = decode_boxes(maps, role)
         return boxes, scores, decode_keypoints(keypoint)

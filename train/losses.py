@@ -69,9 +69,10 @@ def keypoint_loss(maps: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     return heat_loss, (error * near).sum() / (near.sum() + 1)
 
 
-def total(outputs: tuple[Tensor, Tensor, Tensor, Tensor], t: Targets, whole: bool) -> tuple[Tensor, dict[str, float]]:
+def total(outputs: tuple[Tensor, Tensor, Tensor], t: Targets, whole: bool) -> tuple[Tensor, dict[str, float]]:
     """The training loss and its parts, all in float32; `whole` pictures show who is who, crops hardly do."""
-    person, ball, keypoint, role = (o.float() for o in outputs)
+    boxes, keypoint, role = (o.float() for o in outputs)
+    person, ball = boxes[:, :8], boxes[:, 8:]
     kinds = person[:, 1:4] + F.interpolate(role, scale_factor=2.0, mode="nearest")
     parts = {
         "person": focal(person[:, 0], t.heat[:, 0], t.weight[:, 0]),

@@ -104,12 +104,12 @@ def _up(x: Tensor) -> Tensor:
 
 
 class Network(nn.Module):
-    """Normalised planes [N, 6, H, W] (H and W multiples of 16) to the four raw maps.
+    """Normalised planes [N, 6, H, W] (H and W multiples of 16) to the three raw maps.
 
-    `person` [N, 8, H/4, W/4]: heat logit, 3 class logits, centre offset x y (cells), log size x y (cells);
-    `ball` [N, 5, H/4, W/4]: heat logit, offset x y, log size x y;
+    `boxes` [N, 13, H/4, W/4], people: heat logit, 3 class logits, centre offset x y (cells), log size x y (cells);
+    then the ball: heat logit, offset x y, log size x y;
     `keypoints` [N, 96, H/8, W/8]: 32 heat logits, then 32 offsets x and 32 offsets y (cells);
-    `role` [N, 3, H/8, W/8]: class logits, to be added to those of `person` in the four cells they cover.
+    `role` [N, 3, H/8, W/8]: class logits, to be added to those of `boxes` in the four cells they cover.
     """
 
     def __init__(self, widths: Widths | None = None) -> None:
@@ -154,19 +154,20 @@ class Network(nn.Module):
         n8 = self.neck8(_up(self.lateral8(n16)) + c8)
         return n8, n16
 
-    def forward(self, planes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n8, n16 = self.backbone(planes)
-        boxes = self.box_conv(n8)
-        person, ball = self._box_maps(boxes)
-        return person, ball, self.keypoint_out(self.keypoint_conv(n16)), self.role_out(self.role_conv(n16))
+        return (
+            self._box_maps(self.box_conv(n8)),
+            self.keypoint_out(self.keypoint_conv(n16)),
+            self.role_out(self.role_conv(n16)),
+        )
 
-    def _box_maps(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def _box_maps(self, features: Tensor) -> Tensor:
         if not torch.onnx.is_in_onnx_export():
-            return self.person_out(boxes), self.ball_out(boxes)
+            return torch.cat((self.person_out(features), self.ball_out(features)), 1)
         # one convolution for both: the same answer, and one pass less over the largest map
         assert self.person_out.bias is not None
         assert self.ball_out.bias is not None
         weight = torch.cat((self.person_out.weight, self.ball_out.weight))
         bias = torch.cat((self.person_out.bias, self.ball_out.bias))
-        both = F.conv2d(boxes, weight, bias)
-        return both[:, :8], both[:, 8:]
+        return F.conv2d(features, weight, bias)
