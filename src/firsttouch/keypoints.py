@@ -54,7 +54,11 @@ Path = tuple[Float, Float, Float]
 
 
 def everywhere(
-    detections: Sequence[Detections], between: Sequence[Motion | None], wanted: Int, width: int, height: int
+    detections: Sequence[Detections],
+    between: Sequence[Motion | None],
+    wanted: Int,
+    width: int,
+    height: int,
 ) -> Float:
     """(F, 32, 3) float32 x, y, confidence for the wanted frames; zeros where nothing is known, or outside the
     picture.
@@ -64,7 +68,9 @@ def everywhere(
     answer = np.zeros((len(wanted), 32, 3), np.float32)
     if not any(d.keypoints[:, 2].any() for d in detections):
         return answer
-    glances = _glances(detections, between, width, height)
+    views = steady(detections, between, width, height)
+    glances = [_glance(d, view) for d, view in zip(detections, views, strict=True)]
+    glances = _smoothed(glances, [d.frame_number for d in detections], between)
     numbers = np.array([d.frame_number for d in detections])
     place, known = np.searchsorted(wanted, numbers), np.isin(numbers, wanted)
     looked = _stacked(glances)
@@ -92,6 +98,8 @@ def steady(
     Sightings far from the first fit are left out of a second. A frame whose pooled fit does not hold keeps its own.
     """
     looks = len(detections)
+    if not any(d.keypoints[:, 2].any() for d in detections):
+        return [None] * looks
     sighted = np.stack([d.keypoints[:, :2] for d in detections]).astype(np.float64)
     weight = np.stack([consensus(d.keypoints, width) for d in detections])
     other, chain, share = _neighbours(detections, between)
@@ -121,14 +129,6 @@ def cubic(start: Float, stop: Float, leaving: Float, coming: Float, share: Float
     s = share
     rise = 3 * s**2 - 2 * s**3
     return (1 - rise) * start + rise * stop + (s**3 - 2 * s**2 + s) * leaving + (s**3 - s**2) * coming
-
-
-def _glances(
-    detections: Sequence[Detections], between: Sequence[Motion | None], width: int, height: int
-) -> list[_Glance]:
-    views = steady(detections, between, width, height)
-    glances = [_glance(d, view) for d, view in zip(detections, views, strict=True)]
-    return _smoothed(glances, [d.frame_number for d in detections], between)
 
 
 def _glance(detection: Detections, view: PitchView | None) -> _Glance:
