@@ -42,7 +42,7 @@ def _suppress(boxes: Tensor, scores: Tensor) -> Tensor:
 
 
 def decode_boxes(maps: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
-    """(boxes [n, 100, 4], scores [n, 100, 4]) sorted by best score, falling; `maps` and `role` as `Network` gives them."""
+    """(boxes [n, 100, 4], scores [n, 100, 4]) by falling best score; `maps` and `role` as `Network` gives them."""
     width, flat = maps.shape[3], maps.flatten(2)
     heat, cells = _peaks(maps[:, 0], PEOPLE)
     ball_heat, ball_cells = _peaks(maps[:, 8], BALLS)
