@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if asked.worker:
-        asyncio.run(_worker(orjson.loads(asked.worker)))
+        task = orjson.loads(asked.worker)
+        asyncio.run(_worker(task, every_frame(Path(task["clip"]))))
         return 0
     rows: list[list[object]] = []
     body: dict[str, Any] = {}
@@ -132,7 +133,7 @@ def _in_worker(url: str, clip: Path, runs: int, *, deadline: float, profile: str
     return done
 
 
-async def _worker(task: dict[str, Any]) -> None:
+async def _worker(task: dict[str, Any], truth: Labels) -> None:
     """One warm process: `runs` answers on new connections, `runs` on kept ones."""
     settings = load(profile=task["profile"], env_file=None)
     options = Options.of(settings)
@@ -152,7 +153,6 @@ async def _worker(task: dict[str, Any]) -> None:
                 runs.append(await _one(task, options, detector, rates, kept if kind == "warm" else None))
         results[kind] = runs
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    truth = every_frame(Path(task["clip"]))
     body = {kind: _summary(runs, truth, task) for kind, runs in results.items()}
     print(orjson.dumps({**body, "peak_mb": round(peak, 1)}).decode())
 

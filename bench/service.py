@@ -199,9 +199,7 @@ async def ask(running: Running, kind: str, query: str = "", leave_after: float |
         async with asyncio.timeout(leave_after if leave_after is not None else CALLER_SECONDS):
             status, text = await _post(running.port, body, headers)
     except TimeoutError:
-        return Reply(
-            kind, 0, time.monotonic() - begun, error="left" if leave_after is not None else "no answer"
-        )
+        return Reply(kind, 0, time.monotonic() - begun, error="left" if leave_after is not None else "no answer")
     except (OSError, EOFError) as exc:
         return Reply(kind, 0, time.monotonic() - begun, error=type(exc).__name__)
     seconds = time.monotonic() - begun
@@ -255,9 +253,7 @@ def service(clip: Path, budget: float, **more: str) -> Iterator[Running]:
     """A service and its origin; both are gone afterwards."""
     caller, miner = Key.throw_away(), Key.throw_away().hotkey
     data = clip.read_bytes()
-    files: dict[str, str | Path | bytes] = dict.fromkeys(
-        ("healthy.mp4", *(f"{name}.mp4" for name in FAULTS)), data
-    )
+    files: dict[str, str | Path | bytes] = dict.fromkeys(("healthy.mp4", *(f"{name}.mp4" for name in FAULTS)), data)
     files |= {"hostile.mp4": bomb(data), "html.mp4": b"<html>" + b"no clip here " * 500}
     names = {f"{name}.mp4": fault for name, fault in FAULTS.items()}
     with (
@@ -265,9 +261,7 @@ def service(clip: Path, budget: float, **more: str) -> Iterator[Running]:
         Origin(files, faults=names) as origin,
     ):
         folder = Path(text)
-        (folder / "metagraph-finney-44.json").write_bytes(
-            Metagraph({caller.hotkey: 1e6}, time.time()).to_json()
-        )
+        (folder / "metagraph-finney-44.json").write_bytes(Metagraph({caller.hotkey: 1e6}, time.time()).to_json())
         own = {
             "CACHE_DIR": text,
             "TMPDIR": text,
@@ -358,9 +352,7 @@ def _slope(memory: Sequence[tuple[float, float, float]]) -> float:
     half = memory[len(memory) // 2 :]
     if len(half) < 3:
         return 0.0
-    return round(
-        statistics.linear_regression([row[0] for row in half], [row[1] for row in half]).slope * 3600, 2
-    )
+    return round(statistics.linear_regression([row[0] for row in half], [row[1] for row in half]).slope * 3600, 2)
 
 
 def _free_port() -> int:

@@ -75,9 +75,7 @@ def analysis(url: str, frames: list[FrameAnswer], **more: Any) -> Analysis:
     return Analysis(**(values | more))
 
 
-async def analyze_steps(
-    url: str, *, deadline: Deadline, partial: bool, **options: Any
-) -> AsyncIterator[Analysis]:
+async def analyze_steps(url: str, *, deadline: Deadline, partial: bool, **options: Any) -> AsyncIterator[Analysis]:
     what = url.rsplit("/", 1)[-1].partition("?")[0]
     frames = [frame(number) for number in range(50)]
     if what == "pid":

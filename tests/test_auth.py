@@ -64,9 +64,7 @@ def gate(clock: Clock) -> Gate:
     return Gate(OURS, {CALLER.hotkey: 5000.0}.get, min_stake=1000.0, nonces=Nonces(clock=clock))
 
 
-def signed(
-    body: bytes = BODY, *, key: Key = CALLER, miner: str = OURS, at: int = NOW, **more: str
-) -> dict[str, str]:
+def signed(body: bytes = BODY, *, key: Key = CALLER, miner: str = OURS, at: int = NOW, **more: str) -> dict[str, str]:
     return key.headers(body, miner, nonce=make_nonce(at), **more)  # type: ignore[arg-type]
 
 
@@ -98,9 +96,7 @@ def test_a_request_cannot_be_replayed_at_any_moment_of_its_window(gate: Gate, cl
             gate.check(early, BODY)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "word"), [(-121, "old"), (121, "future"), (-(10**9), "old"), (10**9, "future")]
-)
+@pytest.mark.parametrize(("seconds", "word"), [(-121, "old"), (121, "future"), (-(10**9), "old"), (10**9, "future")])
 def test_a_late_or_early_request_is_refused(gate: Gate, seconds: int, word: str) -> None:
     with pytest.raises(RequestUnauthorized, match=word):
         gate.check(signed(at=NOW + seconds * SECOND), BODY)
@@ -444,9 +440,7 @@ def test_a_chain_that_hangs_is_given_up() -> None:
         asyncio.run(read_in_child("ws://hangs", 44, timeout_seconds=1.0))
 
 
-def test_without_the_extra_the_error_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_extra_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "async_substrate_interface.py").write_text("raise ImportError")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(RuntimeUnavailable) as error:

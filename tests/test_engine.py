@@ -77,8 +77,7 @@ def same(a: Analysis, b: Analysis) -> bool:
             and x.how == y.how
             and x.pts_seconds == y.pts_seconds
             and all(
-                np.array_equal(getattr(x, name), getattr(y, name))
-                and getattr(x, name).dtype == getattr(y, name).dtype
+                np.array_equal(getattr(x, name), getattr(y, name)) and getattr(x, name).dtype == getattr(y, name).dtype
                 for name in ("ids", "class_ids", "confidence", "xyxy", "keypoints")
             )
             for x, y in zip(a.frames, b.frames, strict=True)
@@ -104,9 +103,7 @@ def test_an_answer_survives_the_wire(objects: list[int]) -> None:
 @given(st.integers(0, 2000), st.integers(-2, 60))
 @settings(max_examples=200, deadline=None)
 def test_a_payload_of_another_length_is_refused(length: int, frames: int) -> None:
-    header, payload = _unpacked(
-        wire.pack_analysis(7, engine_standin.analysis("http://a/b", [engine_standin.frame(0)]))
-    )
+    header, payload = _unpacked(wire.pack_analysis(7, engine_standin.analysis("http://a/b", [engine_standin.frame(0)])))
     assert len(payload) == FRAME_BYTES
     for wrong in (payload[:length], memoryview(bytes(length))):
         fits = (frames, len(wrong)) in ((0, 0), (1, FRAME_BYTES)) or (

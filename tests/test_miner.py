@@ -47,9 +47,7 @@ def ecosystem(**environment: str) -> dict[str, object]:
     """The first app of the PM2 file, as node reads it."""
     script = "console.log(JSON.stringify(require('./ecosystem.config.js').apps))"
     env = {"PATH": os.environ["PATH"], **environment}
-    done = subprocess.run(
-        [str(NODE), "-e", script], cwd=MINER, env=env, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([str(NODE), "-e", script], cwd=MINER, env=env, capture_output=True, text=True, check=True)
     [app] = json.loads(done.stdout)
     assert isinstance(app, dict)
     return app
@@ -144,9 +142,7 @@ def test_it_runs_under_a_real_pm2(pm2: tuple[Path, dict[str, str]]) -> None:
     command, env = pm2
 
     def run(*words: str, **extra: str) -> str:
-        done = subprocess.run(
-            [command, *words], cwd=MINER, env=env | extra, capture_output=True, text=True, timeout=60
-        )
+        done = subprocess.run([command, *words], cwd=MINER, env=env | extra, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

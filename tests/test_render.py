@@ -92,9 +92,7 @@ def test_identities_are_stable_and_move_a_little_from_frame_to_frame() -> None:
         assert (labels.class_id == BALL).sum() <= 1
         now = dict(zip(labels.identity.tolist(), labels.xyxy, strict=True))
         for identity in now.keys() & previous.keys():
-            centre = (now[identity][:2] + now[identity][2:]) / 2 - (
-                previous[identity][:2] + previous[identity][2:]
-            ) / 2
+            centre = (now[identity][:2] + now[identity][2:]) / 2 - (previous[identity][:2] + previous[identity][2:]) / 2
             assert np.abs(centre).max() < 20, identity
             shared += 1
         previous = now

@@ -79,16 +79,12 @@ def test_the_answer_has_the_wires_shape(client: httpx.Client) -> None:
 def test_numbers_have_two_decimals(client: httpx.Client) -> None:
     text = client.post("/soccer/challenge", json=challenge()).text
     frames = text[text.index('"frames"') : text.index('"processing_time"')]
-    assert all(
-        len(number.partition(".")[2]) <= 2 for number in frames.replace("]", ",").replace("[", ",").split(",")
-    )
+    assert all(len(number.partition(".")[2]) <= 2 for number in frames.replace("]", ",").replace("[", ",").split(","))
     assert " " not in frames
 
 
 def test_gzip_is_sent_to_those_who_accept_it(client: httpx.Client) -> None:
-    with client.stream(
-        "POST", "/soccer/challenge", json=challenge(), headers={"accept-encoding": "gzip"}
-    ) as answer:
+    with client.stream("POST", "/soccer/challenge", json=challenge(), headers={"accept-encoding": "gzip"}) as answer:
         packed = b"".join(answer.iter_raw())
     assert answer.headers["content-encoding"] == "gzip"
     assert len(json.loads(gzip.decompress(packed))["frames"]) == 50
@@ -144,9 +140,7 @@ def test_a_lying_content_length_is_refused_at_once(client: httpx.Client) -> None
      ("file:///etc/passwd", 422, "UnsupportedScheme"), ("/etc/passwd", 422, "UnsupportedScheme"),
      (CLIP + "not-a-video", 422, "NotAVideo"), (CLIP + "dead", 500, "EngineFailed")],
 )  # fmt: skip
-def test_errors_are_problems_with_the_trees_names(
-    client: httpx.Client, url: str, status: int, title: str
-) -> None:
+def test_errors_are_problems_with_the_trees_names(client: httpx.Client, url: str, status: int, title: str) -> None:
     told = problem(client.post("/soccer/challenge", json=challenge(video_url=url)))
     assert (told["status"], told["title"]) == (status, title)
     assert told["type"] == f"urn:firsttouch:error:{title}"
@@ -229,8 +223,7 @@ def test_a_caller_that_goes_away_cancels_its_work_unless_others_wait() -> None:
             body = json.dumps(challenge(what)).encode()
             with socket.create_connection((client.base_url.host, client.base_url.port)) as raw:
                 raw.sendall(
-                    b"POST /soccer/challenge HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%s"
-                    % (len(body), body)
+                    b"POST /soccer/challenge HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
                 )
                 time.sleep(0.2)
 
@@ -302,9 +295,7 @@ def _lines(client: httpx.Client, what: str, **headers: str) -> list[tuple[float,
 
 
 @pytest.mark.parametrize("coding", ["identity", "gzip"])
-def test_a_stream_begins_at_once_and_the_first_looked_at_frame_comes_early(
-    client: httpx.Client, coding: str
-) -> None:
+def test_a_stream_begins_at_once_and_the_first_looked_at_frame_comes_early(client: httpx.Client, coding: str) -> None:
     lines = _lines(client, "steps", **{"accept-encoding": coding})
     events = [line["event"] for _, line in lines]
     assert (events[0], events[1], events[-1]) == ("start", "frame", "end")
@@ -333,9 +324,7 @@ def test_an_error_in_a_stream_is_its_last_line(client: httpx.Client) -> None:
     assert lines[-1]["title"] == "EngineFailed"
     assert (
         problem(
-            client.post(
-                "/v1/analyze", json={"url": "http://10.0.0.1/"}, headers={"accept": "application/x-ndjson"}
-            )
+            client.post("/v1/analyze", json={"url": "http://10.0.0.1/"}, headers={"accept": "application/x-ndjson"})
         )["status"]
         == 403
     )
@@ -392,9 +381,7 @@ def test_predict_says_what_went_wrong_in_its_own_shape(client: httpx.Client) -> 
 
 def test_predict_hands_pictures_to_the_engine(client: httpx.Client) -> None:
     data = base64.b64encode(b"a picture").decode()
-    client.post(
-        "/predict", json={"frames": [{"frame_id": 3, "data": data}, {"frame_id": 4, "url": CLIP + "p.jpg"}]}
-    )
+    client.post("/predict", json={"frames": [{"frame_id": 3, "data": data}, {"frame_id": 4, "url": CLIP + "p.jpg"}]})
     assert client.engine.jobs[-1].pictures == ((3, None, b"a picture"), (4, CLIP + "p.jpg", b""))  # type: ignore[attr-defined]
 
 
@@ -465,13 +452,9 @@ def test_signed_challenges_over_http(closed: httpx.Client) -> None:
     assert _signed(closed, body).status_code == 200
     headers = CALLER.headers(body, OURS)
     assert closed.post("/soccer/challenge", content=body, headers=headers).status_code == 200
+    assert problem(closed.post("/soccer/challenge", content=body, headers=headers))["status"] == 401  # replayed
     assert (
-        problem(closed.post("/soccer/challenge", content=body, headers=headers))["status"] == 401
-    )  # replayed
-    assert (
-        problem(closed.post("/soccer/challenge", content=body + b" ", headers=CALLER.headers(body, OURS)))[
-            "status"
-        ]
+        problem(closed.post("/soccer/challenge", content=body + b" ", headers=CALLER.headers(body, OURS)))["status"]
         == 401
     )
     assert problem(closed.post("/soccer/challenge", content=body))["title"] == "RequestUnauthorized"
@@ -495,9 +478,7 @@ def test_the_sign_command_makes_a_request_that_is_accepted(closed: httpx.Client)
     for scheme in ("fiber", "blake2b"):
         words = shlex.split(curl_command(str(closed.base_url), CLIP + "clip", "s-1", OURS, scheme, "02" * 32))
         headers = dict(words[at + 1].split(": ", 1) for at, word in enumerate(words) if word == "-H")
-        answer = closed.post(
-            "/soccer/challenge", content=words[words.index("--data-binary") + 1], headers=headers
-        )
+        answer = closed.post("/soccer/challenge", content=words[words.index("--data-binary") + 1], headers=headers)
         assert answer.json()["challenge_id"] == "s-1"
     with pytest.raises(SettingsError):
         curl_command("http://a", CLIP, "s", OURS, "rsa")
@@ -522,9 +503,7 @@ def test_switched_off_checks_are_said_loudly(caplog: pytest.LogCaptureFixture) -
         assert word in text
 
 
-def test_a_service_that_verifies_must_know_its_hotkey(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_service_that_verifies_must_know_its_hotkey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(SettingsError) as error:
         create_app(Settings(wallet_name="nobody"), engine=FakeEngine())
@@ -552,11 +531,7 @@ def test_the_dashboard_asks_only_for_metrics_that_exist(client: httpx.Client) ->
 
     client.post("/soccer/challenge", json=challenge())
     client.post("/soccer/challenge", json=challenge("not-a-video"))
-    shown = {
-        line.split("{")[0].split(" ")[0]
-        for line in client.get("/metrics").text.splitlines()
-        if line[:1] != "#"
-    }
+    shown = {line.split("{")[0].split(" ")[0] for line in client.get("/metrics").text.splitlines() if line[:1] != "#"}
     dashboard = (Path(__file__).parents[1] / "deploy" / "grafana.json").read_text()
     asked = set(re.findall(r"\b(?:firsttouch|process)_[a-z_]+(?=\{|\[)", dashboard))
     assert len(asked) > 12

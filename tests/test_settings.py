@@ -202,9 +202,7 @@ def test_one_second_costs_about_a_tenth() -> None:
 def test_every_profile_is_valid_and_a_ready_env_file(name: str, tmp_path: Path) -> None:
     from_profile = load(profile=name)
     file = tmp_path / "ready.env"
-    file.write_text(
-        env_text({"profile": name} | {f: getattr(from_profile, f) for f in PROFILES[name].values})
-    )
+    file.write_text(env_text({"profile": name} | {f: getattr(from_profile, f) for f in PROFILES[name].values}))
     assert load(env_file=file).model_dump() == from_profile.model_dump()
 
 
@@ -214,8 +212,6 @@ def test_values_are_shown_as_an_environment_would_hold_them() -> None:
 
 def test_the_example_env_file_holds_every_setting_with_its_default() -> None:
     example = Path(__file__).parent.parent / ".env.example"
-    lines = [
-        line[2:].partition("#")[0].strip() for line in example.read_text().splitlines() if "=" in line[:40]
-    ]
+    lines = [line[2:].partition("#")[0].strip() for line in example.read_text().splitlines() if "=" in line[:40]]
     found = dict(line.split("=", 1) for line in lines if line)
     assert found == {name.upper(): shown(getattr(Settings(), name)) for name in Settings.model_fields}

@@ -99,22 +99,16 @@ def test_the_package_runs_without_ours_as_the_judge_loads_it(package: Path, tmp_
             assert 0 <= box["conf"] <= 1
 
 
-@pytest.mark.parametrize(
-    ("width", "height"), [(1280, 720), (1920, 1080), (854, 480), (641, 361), (720, 1280)]
-)
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (1920, 1080), (854, 480), (641, 361), (720, 1280)])
 def test_the_miner_sees_what_our_detector_sees(package: Path, width: int, height: int) -> None:
     seen = picture(width, height)
     (row,) = subnet.Miner(package).predict_batch([seen], 0, 32)
-    detector = load_detector(
-        model=package / "firsttouch.onnx", precision="fp32", confidence=subnet.CONFIDENCE
-    )
+    detector = load_detector(model=package / "firsttouch.onnx", precision="fp32", confidence=subnet.CONFIDENCE)
     planes = subnet.planes_of(seen)
     padded = planes[0].shape[::-1]
     (ours,) = detector.detect([detector.prepare(*planes)], [0], *padded, pitch=True)
     assert [box["cls_id"] for box in row["boxes"]] == ours.class_id.tolist()
-    boxes = np.array([[box[side] for side in ("x1", "y1", "x2", "y2")] for box in row["boxes"]]).reshape(
-        -1, 4
-    )
+    boxes = np.array([[box[side] for side in ("x1", "y1", "x2", "y2")] for box in row["boxes"]]).reshape(-1, 4)
     assert np.abs(boxes - ours.xyxy).max(initial=0) <= 1.0  # whole pixels, and at most one of padding
     assert np.abs(np.array(row["keypoints"]) - ours.keypoints[:, :2]).max() <= 1.0
 

@@ -52,8 +52,7 @@ class Signed:
     def from_headers(cls, headers: Mapping[str, str]) -> Signed:
         """Both spellings: fiber's plain names, the newer track's `x-` names. Raises RequestUnauthorized."""
         found = {
-            name: headers.get(name) or headers.get(f"x-{name}")
-            for name in ("validator-hotkey", "nonce", "signature")
+            name: headers.get(name) or headers.get(f"x-{name}") for name in ("validator-hotkey", "nonce", "signature")
         }
         missing = [name for name, value in found.items() if not value]
         if missing:
@@ -70,9 +69,7 @@ class Nonces:
     clock: Clock = wall_ns
     limit: int = MAX_NONCES
     limit_of_one_caller: int = MAX_NONCES_OF_ONE_CALLER
-    _seen: dict[str, dict[str, int]] = field(
-        default_factory=dict
-    )  # caller -> nonce -> moment to forget, in ns
+    _seen: dict[str, dict[str, int]] = field(default_factory=dict)  # caller -> nonce -> moment to forget, in ns
     _count: int = 0
 
     def check_window(self, nonce: str, *, bare: bool = False) -> int:
@@ -84,9 +81,7 @@ class Nonces:
         age = (self.clock() - made) / 1e9
         if abs(age) > self.window_seconds:
             when = "old" if age > 0 else "far in the future"
-            raise RequestUnauthorized(
-                f"the nonce is too {when}: {abs(age):.0f} s", hint="check both clocks (NTP)"
-            )
+            raise RequestUnauthorized(f"the nonce is too {when}: {abs(age):.0f} s", hint="check both clocks (NTP)")
         return made
 
     def check_new(self, caller: str, nonce: str) -> None:
@@ -107,9 +102,7 @@ class Nonces:
 
     def forget_expired(self) -> None:
         now = self.clock()
-        kept = {
-            c: {n: until for n, until in nonces.items() if until >= now} for c, nonces in self._seen.items()
-        }
+        kept = {c: {n: until for n, until in nonces.items() if until >= now} for c, nonces in self._seen.items()}
         self._seen = {caller: nonces for caller, nonces in kept.items() if nonces}
         self._count = sum(map(len, self._seen.values()))
 
@@ -246,9 +239,7 @@ class Key:
     ) -> dict[str, str]:
         """The headers of a request with this body, signed now unless a nonce is given."""
         nonce = nonce if nonce is not None else make_nonce()
-        message = (
-            fiber_message(nonce, miner_hotkey, body) if scheme == "fiber" else blake2b_message(nonce, body)
-        )
+        message = fiber_message(nonce, miner_hotkey, body) if scheme == "fiber" else blake2b_message(nonce, body)
         return {
             "validator-hotkey": self.hotkey,
             "miner-hotkey": miner_hotkey,

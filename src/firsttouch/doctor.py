@@ -109,11 +109,7 @@ def machine_findings(
         change = "pip uninstall onnxruntime: it hides onnxruntime-gpu, they are the same module"
         return [Finding("networks", "wrong", evidence, change)]
     if settings.device not in ("auto", device):
-        why = (
-            "there is no such device here"
-            if settings.device == "cuda" and not gpu
-            else "it does not work here"
-        )
+        why = "there is no such device here" if settings.device == "cuda" and not gpu else "it does not work here"
         change = f"set DEVICE={device}" if not gpu else "pip install onnxruntime-gpu in place of onnxruntime"
         return [Finding("networks", "wrong", f"DEVICE={settings.device}, but {why}: {evidence}", change)]
     if gpu and device == "cpu" and settings.device == "auto":
@@ -186,9 +182,7 @@ def index_findings(index: Index | None, moov: Box | None) -> list[Finding]:
     """Where is moov, and how long are the GOPs?"""
     if index is None or moov is None:
         evidence = "this container keeps no index in one place: it can only be read from its start"
-        return [
-            Finding("index", "wrong", evidence, "remux: ffmpeg -i IN -c copy -movflags +faststart OUT.mp4")
-        ]
+        return [Finding("index", "wrong", evidence, "remux: ffmpeg -i IN -c copy -movflags +faststart OUT.mp4")]
     place = "first" if moov.start < index.size_bytes / 2 else "last"
     evidence = f"moov is {place} (byte {moov.start} of {index.size_bytes}), {(moov.stop - moov.start) / 1024:.0f} KiB"
     found = [Finding("index", "ok", evidence)]
@@ -203,9 +197,7 @@ def index_findings(index: Index | None, moov: Box | None) -> list[Finding]:
     return [*found, Finding("GOPs", "ok", seconds)]
 
 
-def answer_findings(
-    analysis: Analysis, settings: Settings, index: Index | None, *, remote: bool
-) -> list[Finding]:
+def answer_findings(analysis: Analysis, settings: Settings, index: Index | None, *, remote: bool) -> list[Finding]:
     """Is the fetch partial, the decoder the fast one, the answer complete and in time?"""
     return [
         _fetch_finding(analysis, settings, remote),
@@ -225,9 +217,7 @@ def _fetch_finding(analysis: Analysis, settings: Settings, remote: bool) -> Find
         return Finding("fetch", "wrong", f"{evidence}, not {settings.fetch_mode}: {reason}", change)
     allowed = settings.partial_bytes * 1.1 + 256 * 1024 if analysis.fetch == "head" else size * 1.1
     if remote and size and analysis.bytes_fetched > allowed:
-        return Finding(
-            "fetch", "wrong", f"more than was asked for: {evidence}", "look for a proxy that ignores Range"
-        )
+        return Finding("fetch", "wrong", f"more than was asked for: {evidence}", "look for a proxy that ignores Range")
     return Finding("fetch", "ok", evidence)
 
 
@@ -266,9 +256,7 @@ def _coverage_finding(analysis: Analysis, settings: Settings, index: Index | Non
         change = f"raise TIME_BUDGET_S from {shown(settings.time_budget_s)}, or run firsttouch tune"
         return Finding("answer", "wrong", f"the deadline came first: {evidence}", change)
     if len(analysis.frames) / count < NEEDED_COVERAGE:
-        return Finding(
-            "answer", "wrong", f"frames could not be decoded: {evidence}", "check the file with ffprobe"
-        )
+        return Finding("answer", "wrong", f"frames could not be decoded: {evidence}", "check the file with ffprobe")
     change = f"lower CONF_THRESHOLD from {settings.conf_threshold:g}, or check that the clip shows football"
     return Finding("answer", "wrong", f"little is seen: {evidence}", change)
 
@@ -296,9 +284,7 @@ def _time_finding(analysis: Analysis, settings: Settings) -> Finding:
     total, budget = seconds["total"], settings.deadline_seconds
     stage, change = max(SLOWEST, key=lambda pair: seconds.get(pair[0], 0.0))
     evidence = f"{total:.2f} s in all; most of it {stage} ({seconds.get(stage, 0.0):.2f} s)"
-    late = (
-        budget is not None and not settings.start_budget_after_first_frame and total > budget + LATE_SECONDS
-    )
+    late = budget is not None and not settings.start_budget_after_first_frame and total > budget + LATE_SECONDS
     if late:
         return Finding("time", "wrong", f"later than TIME_BUDGET_S={budget:g}: {evidence}", change)
     if total > SLOW_SECONDS:

@@ -1,34 +1,34 @@
 """Every exception of the package, one tree, each with the HTTP status it suggests and a hint.
 
-    FirsttouchError                    500
-    ├── SourceError                    502  the bytes could not be had
-    │   ├── SourceNotFound             404  no such file, 404 or 410 from the origin
-    │   ├── SourceRefused              502  connection refused, host unknown, 401, 403, 5xx
-    │   ├── SourceTimeout              504  the origin stalled
-    │   ├── RangeNotSupported          502  the origin ignored Range, or lied about what it sent
-    │   ├── SourceChanged              502  the file changed between two ranges
-    │   ├── SourceCutOff               502  fewer bytes than promised
-    │   ├── SourceTooLarge             413  larger than we are willing to read
-    │   ├── UnsupportedScheme          422  neither http(s) nor a file
-    │   └── AddressRefused             403  the net policy does not allow this address
-    ├── MediaError                     422  the bytes are not a video we can answer
-    │   ├── NotAVideo                  422  empty, HTML, a picture, audio only
-    │   ├── IndexNotFound              422  no sample index in the ranges at hand
-    │   ├── IndexInvalid               422  an index that points outside the file or is absurdly large
-    │   └── DecodeFailed               422  the decoder made no frame of it
-    ├── ModelError                     500
-    │   ├── ModelNotFound              500  no such ONNX file
-    │   ├── ModelMismatch              500  outputs or classes we cannot read
-    │   ├── RuntimeUnavailable         500  the runtime or device asked for does not work here
-    │   └── NoActionModel              501  the private track asks for actions, and there is no model for them yet
-    ├── SettingsError                  500  a setting has a value that is not allowed
-    ├── DeadlineExceeded               504  the deadline came before anything could be answered
-    ├── EngineFailed                   500  the engine child died or was killed
-    └── RequestRefused                 403  who asked may not
-        ├── RequestUnauthorized        401  headers, nonce or signature are wrong
-        ├── RequestMalformed           422  the body is not a challenge
-        ├── RequestTooLarge            413
-        └── Busy                       503  no engine can meet the deadline
+FirsttouchError                    500
+├── SourceError                    502  the bytes could not be had
+│   ├── SourceNotFound             404  no such file, 404 or 410 from the origin
+│   ├── SourceRefused              502  connection refused, host unknown, 401, 403, 5xx
+│   ├── SourceTimeout              504  the origin stalled
+│   ├── RangeNotSupported          502  the origin ignored Range, or lied about what it sent
+│   ├── SourceChanged              502  the file changed between two ranges
+│   ├── SourceCutOff               502  fewer bytes than promised
+│   ├── SourceTooLarge             413  larger than we are willing to read
+│   ├── UnsupportedScheme          422  neither http(s) nor a file
+│   └── AddressRefused             403  the net policy does not allow this address
+├── MediaError                     422  the bytes are not a video we can answer
+│   ├── NotAVideo                  422  empty, HTML, a picture, audio only
+│   ├── IndexNotFound              422  no sample index in the ranges at hand
+│   ├── IndexInvalid               422  an index that points outside the file or is absurdly large
+│   └── DecodeFailed               422  the decoder made no frame of it
+├── ModelError                     500
+│   ├── ModelNotFound              500  no such ONNX file
+│   ├── ModelMismatch              500  outputs or classes we cannot read
+│   ├── RuntimeUnavailable         500  the runtime or device asked for does not work here
+│   └── NoActionModel              501  the private track asks for actions, and there is no model for them yet
+├── SettingsError                  500  a setting has a value that is not allowed
+├── DeadlineExceeded               504  the deadline came before anything could be answered
+├── EngineFailed                   500  the engine child died or was killed
+└── RequestRefused                 403  who asked may not
+    ├── RequestUnauthorized        401  headers, nonce or signature are wrong
+    ├── RequestMalformed           422  the body is not a challenge
+    ├── RequestTooLarge            413
+    └── Busy                       503  no engine can meet the deadline
 """
 
 from __future__ import annotations

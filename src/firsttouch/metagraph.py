@@ -116,15 +116,11 @@ def chain_url(network: str, address: str | None) -> str:
     if address:
         return address
     if network not in NETWORKS:
-        raise SettingsError(
-            f"SUBTENSOR_NETWORK={network}: must be {', '.join(NETWORKS)}, or set SUBTENSOR_ADDRESS"
-        )
+        raise SettingsError(f"SUBTENSOR_NETWORK={network}: must be {', '.join(NETWORKS)}, or set SUBTENSOR_ADDRESS")
     return NETWORKS[network]
 
 
-async def read_in_child(
-    url: str, netuid: int, timeout_seconds: float = READ_TIMEOUT_SECONDS
-) -> Mapping[str, float]:
+async def read_in_child(url: str, netuid: int, timeout_seconds: float = READ_TIMEOUT_SECONDS) -> Mapping[str, float]:
     """A subnet's stakes, read by a child. Raises SourceRefused, SourceTimeout, RuntimeUnavailable."""
     command = (sys.executable, "-m", "firsttouch.metagraph", url, str(netuid))
     pipe, nothing = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL

@@ -49,9 +49,7 @@ _INSIDE_NAMES = (
 )
 
 # IANA special-purpose registries (2026-11). `is_global` of Python 3.11 misses some, so the lists are ours.
-_V4_PRIVATE = tuple(
-    map(IPv4Network, ("10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
-)
+_V4_PRIVATE = tuple(map(IPv4Network, ("10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 _V4_NEVER = tuple(
     map(
         IPv4Network,
@@ -128,9 +126,7 @@ def judge(
     Raises UnsupportedScheme (not http or https), AddressRefused (all else).
     """
     if not isinstance(url, str) or not url or len(url) > MAX_URL_LENGTH:
-        raise AddressRefused(
-            f"a URL must have 1 to {MAX_URL_LENGTH} characters", hint="give a plain http(s) URL"
-        )
+        raise AddressRefused(f"a URL must have 1 to {MAX_URL_LENGTH} characters", hint="give a plain http(s) URL")
     if _FORBIDDEN.search(url):
         raise AddressRefused(
             f"blanks, control characters and backslashes are not allowed in a URL: {url!r}",
@@ -144,9 +140,7 @@ def judge(
     except ValueError as exc:
         raise AddressRefused(f"not a URL: {url!r} ({exc})", hint="give a plain http(s) URL") from exc
     if "@" in parts.netloc:
-        raise AddressRefused(
-            "a URL with a user name or password is not fetched", hint="sign the URL by query instead"
-        )
+        raise AddressRefused("a URL with a user name or password is not fetched", hint="sign the URL by query instead")
     host, port, address = _judge_authority(parts.netloc, scheme)
     _judge_port(host, port, allow_private, allowed_hosts, ports)
     if allowed_hosts and not _listed(host, port, allowed_hosts):
@@ -173,15 +167,11 @@ def judge_address(address: str | Address, *, allow_private: bool = False) -> Add
         except ValueError as exc:
             raise AddressRefused(f"not an address: {address!r}") from exc
     allowed = (
-        _v4_allowed(address, allow_private)
-        if isinstance(address, IPv4Address)
-        else _v6_allowed(address, allow_private)
+        _v4_allowed(address, allow_private) if isinstance(address, IPv4Address) else _v6_allowed(address, allow_private)
     )
     if not allowed:
         raise AddressRefused(
-            f"the address {address} is not public"
-            if not allow_private
-            else f"the address {address} is never an origin"
+            f"the address {address} is not public" if not allow_private else f"the address {address} is never an origin"
         )
     return address
 
@@ -199,9 +189,7 @@ class Policy:
 
     def judge_form(self, url: str) -> JudgedURL:
         """What can be said without asking the resolver: cheap enough for the event loop."""
-        return judge(
-            url, allow_private=self.allow_private, allowed_hosts=self.allowed_hosts, ports=self.ports
-        )
+        return judge(url, allow_private=self.allow_private, allowed_hosts=self.allowed_hosts, ports=self.ports)
 
     async def judge(self, url: str) -> Pinned:
         """Judge the form, resolve, judge every address; one bad address refuses the name."""
@@ -218,13 +206,9 @@ class Policy:
             async with asyncio.timeout(self.resolve_timeout_seconds):
                 found = await resolve(judged.host, judged.port)
         except TimeoutError as exc:
-            raise SourceTimeout(
-                f"the name {judged.host} was not resolved in {self.resolve_timeout_seconds} s"
-            ) from exc
+            raise SourceTimeout(f"the name {judged.host} was not resolved in {self.resolve_timeout_seconds} s") from exc
         except (OSError, UnicodeError) as exc:
-            raise SourceRefused(
-                f"the name {judged.host} does not resolve: {exc}", hint="check the host name"
-            ) from exc
+            raise SourceRefused(f"the name {judged.host} does not resolve: {exc}", hint="check the host name") from exc
         distinct = list(dict.fromkeys(found))[:MAX_ADDRESSES]
         if not distinct:
             raise SourceNotFound(f"the name {judged.host} has no address", hint="check the host name")
@@ -265,9 +249,7 @@ def _judge_authority(netloc: str, scheme: str) -> tuple[str, int, Address | None
 def _normal_name(name: str) -> str:
     """Lower-case ASCII; IDN by UTS 46, which also folds full-width digits before we look for numbers."""
     try:
-        host = (
-            name.lower() if name.isascii() else idna.encode(name, uts46=True, std3_rules=True).decode("ascii")
-        )
+        host = name.lower() if name.isascii() else idna.encode(name, uts46=True, std3_rules=True).decode("ascii")
     except (idna.IDNAError, UnicodeError) as exc:
         raise AddressRefused(f"not a host name: {name!r}") from exc
     host = host.removesuffix(".")
@@ -284,9 +266,7 @@ def _read_port(digits: str, given: bool, scheme: str) -> int:
     return int(digits)
 
 
-def _judge_port(
-    host: str, port: int, allow_private: bool, allowed_hosts: Iterable[str], ports: Iterable[int]
-) -> None:
+def _judge_port(host: str, port: int, allow_private: bool, allowed_hosts: Iterable[str], ports: Iterable[int]) -> None:
     if not allow_private and port not in tuple(ports) and f"{host}:{port}" not in tuple(allowed_hosts):
         raise AddressRefused(
             f"port {port} is not one of {', '.join(map(str, ports))}",
@@ -301,8 +281,7 @@ def _judge_name(host: str) -> None:
 
 def _listed(host: str, port: int, allowed_hosts: Iterable[str]) -> bool:
     return any(
-        entry in (host, f"{host}:{port}")
-        or (entry.startswith(".") and (host == entry[1:] or host.endswith(entry)))
+        entry in (host, f"{host}:{port}") or (entry.startswith(".") and (host == entry[1:] or host.endswith(entry)))
         for entry in (entry.lower() for entry in allowed_hosts)
     )
 

@@ -200,8 +200,7 @@ def best_deadline(
 ) -> float:
     """The budget in seconds after which another second costs more score than it brings (TIME_BUDGET_S=auto)."""
     scores = [
-        (budget, predict(Choice(budget_seconds=budget, pitch=pitch), clip, rates, fastest).final)
-        for budget in BUDGETS
+        (budget, predict(Choice(budget_seconds=budget, pitch=pitch), clip, rates, fastest).final) for budget in BUDGETS
     ]
     best = max(score for _, score in scores)
     return next(budget for budget, score in scores if score >= best - 0.001)

@@ -61,9 +61,7 @@ def setting(default: Any, description: str, *, unit: str = "") -> Any:
 class Settings(BaseSettings):
     """Every setting, validated. Fields in the order of the guide, then ours, then the service's."""
 
-    model_config = SettingsConfigDict(
-        extra="ignore", frozen=True, env_ignore_empty=True, protected_namespaces=()
-    )
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True, protected_namespaces=())
 
     profile: Annotated[ProfileName, BeforeValidator(_lower)] = setting(
         "complete", "a named set of the values below; each can still be set on its own"
@@ -76,9 +74,7 @@ class Settings(BaseSettings):
     )
     direct_url_stream: bool = setting(False, "let the decoder read the URL in order while it decodes")
     streaming_download: bool = setting(False, "download from the start and decode in order as bytes come")
-    fetch: Annotated[
-        Literal["auto", "sparse", "head", "stream", "direct", "full"], BeforeValidator(_lower)
-    ] = setting(
+    fetch: Annotated[Literal["auto", "sparse", "head", "stream", "direct", "full"], BeforeValidator(_lower)] = setting(
         AUTO, "how bytes are fetched; auto follows the three switches above, and is sparse when all are off"
     )
 
@@ -89,9 +85,7 @@ class Settings(BaseSettings):
     img_size: Auto | Annotated[int, Ge(128), Le(1920)] = setting(
         AUTO, "width of the detector's input; auto is the size it was made for", unit="px"
     )
-    batch_size: Annotated[int, Ge(1), Le(256)] = setting(
-        8, "most frames in one call of the network", unit="frames"
-    )
+    batch_size: Annotated[int, Ge(1), Le(256)] = setting(8, "most frames in one call of the network", unit="frames")
     frame_stride: Auto | Annotated[int, Ge(1), Le(1000)] = setting(
         AUTO,
         "look at every k-th frame and carry to those between; auto plans it from the rates",
@@ -101,9 +95,7 @@ class Settings(BaseSettings):
         24, "most decoded frames that wait for the network, 1.4 MB each", unit="frames"
     )
     ramp_up: bool = setting(True, "begin with a small batch so that the first frame comes early")
-    ramp_up_first_batch: Annotated[int, Ge(1), Le(256)] = setting(
-        2, "size of that first batch", unit="frames"
-    )
+    ramp_up_first_batch: Annotated[int, Ge(1), Le(256)] = setting(2, "size of that first batch", unit="frames")
     disable_tracking: bool = setting(False, "skip the tracker; identities are still given, but cheap ones")
     skip_pitch: bool = setting(False, "do not run the pitch key-point head")
     conf_threshold: Annotated[float, Ge(0.01), Le(0.99)] = setting(0.3, "least confidence of a detection")
@@ -116,9 +108,7 @@ class Settings(BaseSettings):
     start_budget_after_first_frame: bool = setting(
         False, "begin the budget at the first frame (the guide's meaning) instead of at the request"
     )
-    early_flush_first_frame: bool = setting(
-        True, "send the first detected frame at once where answers are streamed"
-    )
+    early_flush_first_frame: bool = setting(True, "send the first detected frame at once where answers are streamed")
     use_nvdec: bool = setting(True, "decode on the GPU where that works; software otherwise")
 
     # Ours: models
@@ -137,9 +127,7 @@ class Settings(BaseSettings):
     # The service
     warm_origins: Texts = setting((), "origins to keep a connection open to, as https://host, comma between")
     max_clip_mb: Annotated[float, Ge(0.1), Le(100_000)] = setting(300.0, "refuse larger clips", unit="MB")
-    allow_private_origins: bool = setting(
-        False, "let requests name private addresses: tests and closed networks"
-    )
+    allow_private_origins: bool = setting(False, "let requests name private addresses: tests and closed networks")
     allowed_origins: Texts = setting((), "when given, the only hosts that requests may name")
     engine_memory_mb: Annotated[int, Ge(256), Le(1_000_000)] = setting(
         1500, "memory cap of the child process that reads media", unit="MB"
@@ -160,9 +148,7 @@ class Settings(BaseSettings):
     subtensor_address: str | None = setting(None, "the chain's address, when it is not the network's own")
     wallet_name: str = setting("default", "the wallet whose hotkey we are")
     hotkey_name: str = setting("default", "the hotkey of that wallet that callers sign for")
-    miner_hotkey: str | None = setting(
-        None, "our hotkey's address, where the wallet itself is not on this machine"
-    )
+    miner_hotkey: str | None = setting(None, "our hotkey's address, where the wallet itself is not on this machine")
     min_stake_threshold: Annotated[float, Ge(0)] = setting(1000.0, "least stake of a caller")
     refresh_nodes: bool = setting(True, "read the metagraph again in the background")
     load_old_nodes: bool = setting(True, "begin with the metagraph kept on disk")
@@ -475,9 +461,7 @@ def env_text(values: Mapping[str, object], comment: str = "") -> str:
 
 def _unknown_names(settings: Settings) -> list[Note]:
     return [
-        Note(
-            "unknown", (name,), f"{name} ({where}) is no setting and has no effect", f"did you mean {close}?"
-        )
+        Note("unknown", (name,), f"{name} ({where}) is no setting and has no effect", f"did you mean {close}?")
         for name, where, close in settings._unknown
     ]
 

@@ -56,24 +56,17 @@ class Miner:
 
     def predict_batch(self, batch_images: list[Picture], offset: int, n_keypoints: int) -> list[FrameResult]:
         """One result for each BGR picture (H, W, 3) uint8, numbered from `offset`; pixels are the picture's own."""
-        return [
-            self._predict(picture, offset + number, n_keypoints)
-            for number, picture in enumerate(batch_images)
-        ]
+        return [self._predict(picture, offset + number, n_keypoints) for number, picture in enumerate(batch_images)]
 
     def _predict(self, picture: Picture, frame_id: int, n_keypoints: int) -> FrameResult:
         planes, factors = self._input_of(picture)
-        boxes, scores, keypoints = self.session.run(
-            ["boxes", "scores", "keypoints"], {self.input: planes[None]}
-        )
+        boxes, scores, keypoints = self.session.run(["boxes", "scores", "keypoints"], {self.input: planes[None]})
         height, width = picture.shape[:2]
         return FrameResult(
             frame_id=frame_id,
             boxes=_boxes(boxes[0] * np.array(factors * 2, np.float32), scores[0], width, height),
             polygons=[],
-            keypoints=_keypoints(
-                keypoints[0] * np.array((*factors, 1), np.float32), width, height, n_keypoints
-            ),
+            keypoints=_keypoints(keypoints[0] * np.array((*factors, 1), np.float32), width, height, n_keypoints),
         )
 
     def _input_of(self, picture: Picture) -> tuple[Picture, tuple[float, float]]:
@@ -120,9 +113,7 @@ def _scaled(plane: Picture, width: int, height: int) -> Picture:
     return np.asarray(cv2.resize(plane, (width, height), interpolation=method), np.uint8)
 
 
-def _boxes(
-    xyxy: NDArray[np.float32], scores: NDArray[np.float32], width: int, height: int
-) -> list[dict[str, Any]]:
+def _boxes(xyxy: NDArray[np.float32], scores: NDArray[np.float32], width: int, height: int) -> list[dict[str, Any]]:
     """Boxes in whole pixels, best first, cut at the picture's edge; those without an area are left out."""
     keep = np.flatnonzero(scores.max(axis=1) >= CONFIDENCE)[:MAX_DETECTIONS]
     corners = np.rint(np.clip(xyxy[keep], 0, (width, height, width, height))).astype(int)

@@ -20,9 +20,7 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def export(
         directory: Annotated[Path, typer.Argument(help="made when it is not there")],
-        model: Annotated[
-            Path | None, typer.Option(help="an ONNX file of our own layout; the bundled one")
-        ] = None,
+        model: Annotated[Path | None, typer.Option(help="an ONNX file of our own layout; the bundled one")] = None,
     ) -> None:
         """Write miner.py and its ONNX model: the package that the public track wants, ready to push."""
         for path in export_package(directory, model or load().model_player):

@@ -29,7 +29,6 @@ Examples:
 """
 
 
-
 def register(app: typer.Typer) -> None:
     @app.command(epilog=EXAMPLES)
     def plan(

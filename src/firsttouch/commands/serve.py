@@ -29,14 +29,10 @@ def register(app: typer.Typer) -> None:
     def serve(
         host: Annotated[
             str | None,
-            typer.Option(
-                help="address to bind to; when strangers may ask, loopback unless given", show_default=False
-            ),
+            typer.Option(help="address to bind to; when strangers may ask, loopback unless given", show_default=False),
         ] = None,
         port: Annotated[int, typer.Option(min=0, max=65535)] = 7999,
-        profile: Annotated[
-            str | None, typer.Option(help="guide, extreme, balanced, complete or accurate")
-        ] = None,
+        profile: Annotated[str | None, typer.Option(help="guide, extreme, balanced, complete or accurate")] = None,
     ) -> None:
         """Answer challenges over HTTP until SIGTERM; then finish what was begun."""
         settings = load(profile=profile)

@@ -45,9 +45,7 @@ def register(app: typer.Typer) -> None:
         typer.echo(curl_command(service, url, challenge_id, miner or _our_hotkey(), scheme, seed))
 
 
-def curl_command(
-    service: str, url: str, challenge_id: str, miner: str, scheme: str, seed: str | None = None
-) -> str:
+def curl_command(service: str, url: str, challenge_id: str, miner: str, scheme: str, seed: str | None = None) -> str:
     """The command, one line, quoted for sh. Raises SettingsError for an unknown scheme or a malformed seed."""
     schemes: dict[str, Scheme] = {"fiber": "fiber", "blake2b": "blake2b"}
     if scheme not in schemes:
@@ -62,9 +60,7 @@ def curl_command(
 
 def challenge_body(url: str, challenge_id: str) -> bytes:
     created = datetime.fromtimestamp(wall_ns() / 1e9, UTC).isoformat(timespec="milliseconds")
-    return orjson.dumps(
-        {"challenge_id": challenge_id, "type": "gsr", "video_url": url, "created_at": created}
-    )
+    return orjson.dumps({"challenge_id": challenge_id, "type": "gsr", "video_url": url, "created_at": created})
 
 
 def _key(seed: str | None) -> Key:
@@ -82,7 +78,5 @@ def _key(seed: str | None) -> Key:
 def _our_hotkey() -> str:
     found = own_hotkey(load())
     if found is None:
-        raise SettingsError(
-            "our own hotkey is not known", hint="give --miner, or set MINER_HOTKEY or WALLET_NAME"
-        )
+        raise SettingsError("our own hotkey is not known", hint="give --miner, or set MINER_HOTKEY or WALLET_NAME")
     return found

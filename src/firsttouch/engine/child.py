@@ -110,9 +110,7 @@ class Child:
             else:
                 await self._analyze(job, header)
         except MemoryError:
-            await self._send(
-                wire.pack_error(job, EngineFailed("the clip needs more memory than the engine may use"))
-            )
+            await self._send(wire.pack_error(job, EngineFailed("the clip needs more memory than the engine may use")))
         except FirsttouchError as error:
             await self._send(wire.pack_error(job, error))
         except Exception as error:
@@ -131,9 +129,7 @@ class Child:
     def _steps(self, url: str, header: wire.Header, partial: bool, rates: Rates) -> AsyncGenerator[Analysis]:
         late = self._options.start_budget_after_first_frame
         moment = header["moment"]
-        deadline = (
-            Deadline.after(header["budget_seconds"]) if late or moment is None else Deadline(float(moment))
-        )
+        deadline = Deadline.after(header["budget_seconds"]) if late or moment is None else Deadline(float(moment))
         options = replace(self._options, every_frame=bool(header.get("every_frame")))
         steps: AsyncGenerator[Analysis] = self._pipeline.analyze_steps(
             url,

@@ -245,9 +245,7 @@ class _Child:
         self._watcher: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(
-        cls, settings: Settings, pipeline: str, on_end: Callable[[_Child, Ending], None]
-    ) -> _Child:
+    async def start(cls, settings: Settings, pipeline: str, on_end: Callable[[_Child, Ending], None]) -> _Child:
         """A child that is warm. Raises EngineFailed when it does not get there."""
         ours, theirs = socket.socketpair()
         with theirs:

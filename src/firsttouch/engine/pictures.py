@@ -86,7 +86,5 @@ def _look(detector: Detector, frame_id: int, data: bytes, pitch: bool) -> tuple[
     y, u, v = planes_of(picture)
     (seen,) = detector.detect([detector.prepare(y, u, v)], [frame_id], width, height, pitch=pitch)
     ids = np.arange(len(seen), dtype=np.int32)
-    answer = FrameAnswer(
-        frame_id, 0.0, "detected", ids, seen.class_id, seen.confidence, seen.xyxy, seen.keypoints
-    )
+    answer = FrameAnswer(frame_id, 0.0, "detected", ids, seen.class_id, seen.confidence, seen.xyxy, seen.keypoints)
     return answer, width, height

@@ -123,9 +123,7 @@ def _add_challenges(app: FastAPI, service: Service) -> None:
         """Boxes, identities and 32 pitch key points for every frame of a clip. Signed as PROTOCOL says."""
         challenge = await _admitted(request, service, schemas.Challenge)
         logs.challenge.set(challenge.challenge_id)
-        log.info(
-            "Challenge received: %s", challenge.challenge_id, extra={"video_url": challenge.video_url[:300]}
-        )
+        log.info("Challenge received: %s", challenge.challenge_id, extra={"video_url": challenge.video_url[:300]})
         arrived = _arrived(request)
         job = service.job(arrived, challenge.video_url, challenge_id=challenge.challenge_id)
         analysis = await _answer(request, service, job)
@@ -182,9 +180,7 @@ def _add_subnet(app: FastAPI, service: Service) -> None:
         if (wish.url is None) == (wish.frames is None):
             raise RequestMalformed("give either url or frames", hint='send {"url": ...} or {"frames": [...]}')
         try:
-            job = service.job(
-                _arrived(request), wish.url or "pictures", pictures=await _pictures(wish, service)
-            )
+            job = service.job(_arrived(request), wish.url or "pictures", pictures=await _pictures(wish, service))
             analysis = await _answer(request, service, job)
         except FirsttouchError as error:
             service.metrics.refused(error)
@@ -230,9 +226,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         "/metrics",
         tags=["operations"],
         response_class=Response,
-        responses={
-            200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus text"}
-        },
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus text"}},
     )
     async def metrics() -> Response:
         """Counts since the start, for Prometheus."""
@@ -327,9 +321,7 @@ async def _in_thread(write: Callable[[], bytes], request: Request, service: Serv
     """The written answer, compressed when the caller accepts that."""
     compress = writing.accepts_gzip(request.headers.get("accept-encoding", ""))
     body = await asyncio.to_thread(lambda: writing.packed(write(), compress))
-    headers = (
-        {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"} if compress else {"Vary": "Accept-Encoding"}
-    )
+    headers = {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"} if compress else {"Vary": "Accept-Encoding"}
     late = job.deadline.clock() - job.deadline.moment
     service.metrics.late_seconds.observe(max(0.0, late))
     log.info("answered", extra={"seconds": round(_arrived(request).elapsed, 4), "bytes": len(body)})
@@ -364,9 +356,7 @@ async def _stream(request: Request, service: Service, job: Job) -> Response:
     return StreamingResponse(body(), headers=headers, media_type=NDJSON)
 
 
-async def _pictures(
-    wish: schemas.PredictRequest, service: Service
-) -> tuple[tuple[int, str | None, bytes], ...]:
+async def _pictures(wish: schemas.PredictRequest, service: Service) -> tuple[tuple[int, str | None, bytes], ...]:
     """The pictures of a request, decoded from base64 in a thread; URLs are judged here and fetched in the cage."""
     for frame in wish.frames or []:
         if (frame.url is None) == (frame.data is None):

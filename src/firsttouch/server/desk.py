@@ -135,13 +135,7 @@ class Desk:
         late = not self._free and self.wait_seconds + MIN_WORK_SECONDS > job.deadline.remaining()
         full = not self._free and len(self._queue) >= self._queue_length
         if late or full or not self._engine.ready:
-            why = (
-                "the queue is full"
-                if full
-                else "its turn would come too late"
-                if late
-                else "no engine is warm"
-            )
+            why = "the queue is full" if full else "its turn would come too late" if late else "no engine is warm"
             raise Busy(f"no engine can meet the deadline: {why}")
         shared = _Shared(job)
         self._shared[key] = shared

@@ -21,9 +21,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.requests = Counter(
-            "firsttouch_requests", "Requests answered", ["path", "status"], registry=registry
-        )
+        self.requests = Counter("firsttouch_requests", "Requests answered", ["path", "status"], registry=registry)
         self.request_seconds = Histogram(
             "firsttouch_request_seconds",
             "From arrival to the last byte",
@@ -52,12 +50,8 @@ class Metrics:
         )
         self.answer_bytes = Counter("firsttouch_answer_bytes", "Bytes of answers sent", registry=registry)
         self.frames = Counter("firsttouch_frames", "Frames, by what was done", ["how"], registry=registry)
-        self.answers = Counter(
-            "firsttouch_answers", "Answers, by what ended them", ["stopped_by"], registry=registry
-        )
-        self.runtime = Gauge(
-            "firsttouch_runtime", "What really runs the detector", ["runtime"], registry=registry
-        )
+        self.answers = Counter("firsttouch_answers", "Answers, by what ended them", ["stopped_by"], registry=registry)
+        self.runtime = Gauge("firsttouch_runtime", "What really runs the detector", ["runtime"], registry=registry)
         for how in ("decoded", "detected", "carried"):
             self.frames.labels(how)
 

@@ -53,9 +53,7 @@ def response(error: FirsttouchError, retry_after_seconds: float) -> Response:
     return Response(orjson.dumps(body(error)), error.http_status, headers, MEDIA_TYPE)
 
 
-def install(
-    app: FastAPI, retry_after: Callable[[], float], refused: Callable[[FirsttouchError], None]
-) -> None:
+def install(app: FastAPI, retry_after: Callable[[], float], refused: Callable[[FirsttouchError], None]) -> None:
     """One handler for each kind of error. `refused` is told of every error that is answered."""
 
     async def ours(request: Request, error: Exception) -> Response:

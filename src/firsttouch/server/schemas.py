@@ -119,9 +119,7 @@ class PredictFrame(Body):
 class PredictRequest(Body):
     """`POST /predict`: a clip's URL, or some pictures."""
 
-    model_config = ConfigDict(
-        extra="ignore", json_schema_extra={"examples": [{"url": EXAMPLE_URL, "meta": {}}]}
-    )
+    model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [{"url": EXAMPLE_URL, "meta": {}}]})
     url: str | None = Field(default=None, max_length=MAX_URL)
     frames: list[PredictFrame] | None = Field(default=None, max_length=MAX_PICTURES)
     meta: dict[str, Any] = Field(default_factory=dict)

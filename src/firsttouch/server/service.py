@@ -60,9 +60,7 @@ class Service:
             gate=gate_of(settings, stakes),
             engine=engine,
             desk=Desk(engine, queue_length=settings.queue_length),
-            policy=Policy(
-                allow_private=settings.allow_private_origins, allowed_hosts=settings.allowed_origins
-            ),
+            policy=Policy(allow_private=settings.allow_private_origins, allowed_hosts=settings.allowed_origins),
             stakes=stakes,
         )
         service._watch()
