@@ -91,10 +91,10 @@ def test_the_camera_bridges_a_leap():
 
 
 def test_the_class_is_voted_over_the_whole_track():
-    classes = [2, 3, 3, 2, 3]
-    boxes = [[person(100 + 10 * n)] for n in range(5)]
-    seen = [detections(16 * n, boxes[n], classes=[classes[n]]) for n in range(5)]
-    motions = [gliding(16 * n, 16 * n + 16, boxes[n], boxes[n + 1]) for n in range(4)]
+    classes = [2, 3, 3, 3, 2, 3]
+    boxes = [[person(100 + 10 * n)] for n in range(6)]
+    seen = [detections(16 * n, boxes[n], classes=[classes[n]]) for n in range(6)]
+    motions = [gliding(16 * n, 16 * n + 16, boxes[n], boxes[n + 1]) for n in range(5)]
     assert set(link(seen, motions).class_id.tolist()) == {3}
 
 
