@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
 
 def write(network: Network, path: Path, facts: dict[str, Any]) -> None:
     """The fp32 graph with its metadata."""
-    sample = torch.randint(0, 255, (1, 6, 368, 640), dtype=torch.uint8)
+    sample = torch.randint(0, 255, (1, 6, 112, 192), dtype=torch.uint8)  # any size: the axes are free
     axes = {"planes": {0: "batch", 2: "height", 3: "width"}} | {name: {0: "batch"} for name in OUTPUTS}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
