@@ -17,7 +17,7 @@ demo: $(READY)
 	$(BIN)/python -m bench.demo --output $(OUT)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -110,8 +110,8 @@ def _table(source: str, index: Index, plan: Plan, columns: int) -> Table:
     table.add_row("order", "".join(order))
     table.add_row("frames", "".join(_cell(looked, decoded, column, columns) for column in range(columns)))
     table.add_row("", "█ looked at, ▒ carried by flow, · interpolated or absent")
-    fetched = f"{plan.size_bytes / 1e6:.2f} of {index.size_bytes / 1e6:.2f} MB"
-    table.add_row("fetched", f"{fetched} in {len(plan.steps)} steps")
+    amount = f"{plan.size_bytes / 1e6:.2f} of {index.size_bytes / 1e6:.2f} MB"
+    table.add_row("fetched", f"{amount} in {len(plan.steps)} steps")
     table.add_row("decoded", f"{int(decoded.sum())} of {frames} frames ({plan.share:.0%} of each GOP chosen)")
     table.add_row("looked at", f"{len(plan.look_at)} frames, every {plan.stride}")
     table.add_row("expected", f"{plan.expected_seconds:.2f} s, quality {plan.expected_quality:.3f}")
