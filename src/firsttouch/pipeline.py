@@ -56,8 +56,8 @@ TAIL_BYTES = 64 * 1024
 ANSWER_RESERVE_SECONDS = 0.11
 """Kept before the deadline for the last quantum, linking, carrying and writing 750 frames."""
 
-WEAK_SHARE = 0.5
-"""Detections down to this share of the threshold continue a track that a surer one began (ByteTrack's idea)."""
+WEAKER = 0.1
+"""Detections this much below the threshold still continue a track that a surer one began (ByteTrack's idea)."""
 
 REPLAN_SECONDS = 0.06
 """How often the rates are looked at under a deadline."""
@@ -84,8 +84,8 @@ class Options:
     fetch_mb: float = 4.0
     """Megabytes (1024 * 1024 bytes) of the start that `fetch="head"` takes."""
     tracking: bool = True
-    confidence: float = 0.3
-    """What a detection needs to begin a track; weaker ones that the detector lets pass only continue one."""
+    confidence: float = 0.4
+    """What a detection needs to begin a track; a little less continues one."""
     pitch: bool = True
     first_batch: int = 1
     workers: int = 2
@@ -130,7 +130,7 @@ def detector_for(settings: Settings) -> Detector:
         wish=wish_for(settings),
         img_size=settings.input_width,
         batch_size=settings.batch_size,
-        confidence=settings.conf_threshold * WEAK_SHARE,
+        confidence=max(0.01, settings.conf_threshold - WEAKER),
         max_detections=settings.max_detections,
     )
 
@@ -319,7 +319,9 @@ class _Run:
         self.ended = self.work.finished and not (self.stream is not None and self.stream.cut_short)
         await self.stop()
         self._raise_failures(clip)
-        analysis = await asyncio.to_thread(self._answer, source, clip, "end" if self.ended else "deadline")
+        # A plan that leaves samples out has done so for the deadline, except where the guide's prefix was asked for.
+        complete = self._whole(clip) or (self.ended and (clip.fetch == "head" or math.isinf(self.budget_seconds)))
+        analysis = await asyncio.to_thread(self._answer, source, clip, "end" if complete else "deadline")
         if analysis.hardware_decoding:
             log.info("Using NVDEC")
         log.info("Completed processing %d frames in %.1fs", len(analysis.frames), self.watch.elapsed)
@@ -547,7 +549,8 @@ class _Run:
         work = self.work.snapshot()
         view = _view(clip, work, self.stream.decoder if self.stream else None)
         with self.watch.stage("carry"):
-            tracks = link(work.detections, work.motions, tracking=self.options.tracking, sure=self.options.confidence)
+            sure = max(0.01, self.options.confidence - WEAKER)
+            tracks = link(work.detections, work.motions, tracking=self.options.tracking, sure=sure)
             frames = carry(
                 tracks,
                 work.detections,

@@ -47,7 +47,7 @@ LINEAR_QUALITY = (
 )
 
 STRIDES = (6, 8, 10, 12, 14, 16, 20, 25, 37, 50)
-SHARES = (0.0, 0.04, 0.08, 0.12, 0.2, 0.3, 0.45, 0.6, 0.7, 0.8, 0.9, 1.0)
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.45, 0.3, 0.2, 0.12, 0.08, 0.04, 0.0)
 SKIPS = (1, 2, 3, 5, 8, 13, 25, 50)
 DEFAULT_STRIDE = 12
 """Frames between looked-at frames when time does not bind: beyond it F1 falls faster than the time does."""
@@ -245,7 +245,7 @@ def make_plan(
         if best is not None and (best[0] > 0.0 or len(gops.first_row) < 2 * skip):
             break  # GOPs are left out only where not even all key frames fit
         chosen = gops.every(skip)
-        for share in shares if skip == 1 else (0.0, 0.12, 1.0):
+        for share in shares if skip == 1 else (0.12, 0.0):
             seconds, quality = _judge(chosen, share, np.asarray(strides), rates, have, index.frame_count)
             fits = fixed | (seconds <= budget_seconds)
             worth = np.where(fits, quality * np.exp(-SECOND_COST * seconds), -seconds)
@@ -253,6 +253,8 @@ def make_plan(
             rank = (float(worth[at]), -float(seconds[at]))
             if best is None or rank > best[:2]:
                 best = (*rank, skip, share, int(strides[at]))
+            if share == 1.0 and fits[at]:
+                break  # samples are left out only where time or bytes do not allow the whole
     assert best is not None
     _, _, skip, share, chosen_stride = best
     return _plan(index, gops.every(skip), share, chosen_stride, rates, have, skip_disposable=not every_frame)

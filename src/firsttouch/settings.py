@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     ramp_up_first_batch: Annotated[int, Ge(1), Le(256)] = setting(2, "size of that first batch", unit="frames")
     disable_tracking: bool = setting(False, "skip the tracker; identities are still given, but cheap ones")
     skip_pitch: bool = setting(False, "do not run the pitch key-point head")
-    conf_threshold: Annotated[float, Ge(0.01), Le(0.99)] = setting(0.3, "least confidence of a detection")
+    conf_threshold: Annotated[float, Ge(0.01), Le(0.99)] = setting(0.4, "least confidence of a detection")
     max_detections: Annotated[int, Ge(1), Le(1000)] = setting(100, "most detections in a frame", unit="boxes")
     time_budget_s: Auto | Annotated[float, Ge(0.05), Le(240)] | None = setting(
         2.0,
