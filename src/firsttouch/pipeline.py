@@ -62,6 +62,9 @@ WEAKER = 0.1
 REPLAN_SECONDS = 0.06
 """How often the rates are looked at under a deadline."""
 
+SLOW_LINK = 2.5e6
+"""Bytes a second: a link seen to be slower is believed at once, before its bytes go to a plan it cannot carry."""
+
 LINK_SECONDS = 0.3
 """The link is judged after this much fetching: requests and windows begin slowly."""
 
@@ -378,6 +381,7 @@ class _Run:
         if clip.index is None:
             self._begin_stream(source, clip)
             return
+        self.rates = self._measured(source)
         self.planned_first = self.watch.elapsed
         self._plan(source, clip)
 
@@ -490,8 +494,10 @@ class _Run:
         if followed >= 6:
             foretold = rates.follow_seconds(followed, work.frames_followed)
             rates = rates.following_times(seconds.get("carry", 0.0) / foretold)
-        if source.bytes_per_second is not None and self.watch.elapsed - self.planned_first > LINK_SECONDS:
-            rates = replace(rates, bytes_per_second=source.bytes_per_second)
+        link = source.bytes_per_second
+        settled = self.planned_first > 0.0 and self.watch.elapsed - self.planned_first > LINK_SECONDS
+        if link is not None and (settled or link < SLOW_LINK):
+            rates = replace(rates, bytes_per_second=link)
         if source.round_trip_seconds is not None:
             rates = replace(rates, round_trip_seconds=source.round_trip_seconds)
         return rates
