@@ -27,8 +27,15 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m bench
 
+# Needs the labelled data in ../shared/data and hours of two cores, or minutes of a GPU; `--resume runs/joint/last.pt` goes on.
 train: $(READY)
-	$(BIN)/python -m train --help
+	$(BIN)/python -m pip install --quiet torch==2.13.0 torch-pruning
+	$(BIN)/python -m train collect --rendered 300
+	$(BIN)/python -m train fit --data ../shared/data --out runs/joint --extra runs/frames/broadcast runs/frames/rendered \
+		--extra-val runs/frames/broadcast_val --crop-share 0.4 --minutes 100 --processes 2 \
+		--shares detection=0.40,pitch=0.05,pitch_broadcast=0.14,broadcast=0.16,rendered=0.25
+	$(BIN)/python -m train export runs/joint/last.pt
+	$(BIN)/python -m train quantise src/firsttouch/weights/firsttouch.onnx
 
 clean:
 	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache

@@ -6,7 +6,7 @@ import importlib
 import sys
 
 NAMES = ("complete", "profiles", "first-frame", "keyframes", "carry", "detector", "answer")
-OTHERS = ("service", "gpu")
+OTHERS = ("service",)
 
 
 def main(arguments: list[str]) -> int:
