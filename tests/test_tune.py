@@ -11,8 +11,6 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from firsttouch import plan as plan_module
-from firsttouch import predict as predict_module
 from firsttouch.clock import Deadline, Stopwatch
 from firsttouch.commands import tune as tune_command
 from firsttouch.index import Index
@@ -73,11 +71,6 @@ def test_the_model_uses_the_judges_formula() -> None:
         speed = formula.speed(seconds, 1.0, bbox)
         assert speed_term(seconds, 1.0, bbox) == pytest.approx(speed)
         assert final_score(bbox, keypoints, speed) == pytest.approx(formula.final(bbox, keypoints, speed))
-
-
-def test_the_model_and_the_plan_hold_the_same_curves() -> None:
-    assert predict_module.F1_BY_STRIDE == plan_module.FLOW_QUALITY
-    assert predict_module.F1_BY_GAP == plan_module.LINEAR_QUALITY
 
 
 def test_a_prefix_covers_its_share(index: Index) -> None:

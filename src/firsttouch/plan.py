@@ -17,34 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .index import Index
+from .predict import F1_BY_GAP as LINEAR_QUALITY
+from .predict import F1_BY_STRIDE as FLOW_QUALITY
 from .ranges import ByteRange, coalesce, total
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-
-# F1 of the clip, by the distance in frames between looked-at frames: carried by flow, and interpolated without it.
-# Measured on real clips with `python -m bench.carry`.
-FLOW_QUALITY = (
-    (1, 1.0),
-    (5, 0.94),
-    (8, 0.92),
-    (12, 0.91),
-    (18, 0.90),
-    (25, 0.87),
-    (37, 0.84),
-    (75, 0.6),
-    (150, 0.3),
-)
-LINEAR_QUALITY = (
-    (1, 1.0),
-    (5, 0.92),
-    (8, 0.87),
-    (12, 0.75),
-    (25, 0.35),
-    (50, 0.15),
-    (100, 0.07),
-    (200, 0.03),
-)
 
 STRIDES = (6, 8, 10, 12, 14, 16, 20, 25, 37, 50)
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.45, 0.3, 0.2, 0.12, 0.08, 0.04, 0.0)
