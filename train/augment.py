@@ -49,7 +49,7 @@ def plain_view(frame: Frame) -> View:
 
 def augmented_view(frame: Frame, size: tuple[int, int], rng: np.random.Generator) -> View:
     """A random view of the frame on a canvas of `size` (w, h)."""
-    if frame.source != "rendered" and frame.boxes is not None and rng.random() < 0.7:
+    if frame.source != "rendered" and frame.boxes is not None and rng.random() < 0.5:
         frame = _redressed(frame, rng)
     anchor = _anchor(frame, rng) if size == CROP else None
     matrix, mirrored = _random_affine(size, anchor, rng)

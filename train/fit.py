@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import os
@@ -26,10 +27,12 @@ from train.augment import CROP, FULL, augmented_view
 from train.data import Frame
 from train.decode import Shipped
 from train.network import SCALE, ZERO_POINT, Network, Widths
+from train.reopen import reopen
 from train.targets import Targets, encode
 
 FULL_BATCH, CROP_BATCH = 4, 12  # of one process
 RATE, DECAY, WARM_STEPS = 2e-3, 0.02, 100
+REOPEN_BATCHES = 24  # whole pictures by four: enough for the statistics of every channel
 
 
 class Batches(IterableDataset[tuple[Tensor, Targets]]):
@@ -159,7 +162,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="data-parallel processes of one thread each (CPU); 1 = one, all threads",
     )
     parser.add_argument("--seed", type=int, default=4)
-    parser.add_argument("--start", type=Path, help="network to begin from (a checkpoint, or what `prune` wrote)")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="network to begin from: a checkpoint, what `prune` wrote, or an fp32 ONNX file that ships",
+    )
     parser.add_argument("--rate", type=float, default=RATE, help="peak learning rate")
     parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
     parser.add_argument("--judge-minutes", type=float, default=12.0)
@@ -201,7 +208,7 @@ def fit(rank: int, args: argparse.Namespace) -> None:
     cache = args.out.parent / "cache"
     frames = load_training_frames(args.data, cache, args.extra, args.pseudo)
     validation = load_validation_frames(args.data, cache, args.extra_val)
-    network = load_network(args.start)[0] if args.start else Network(Widths(**json.loads(args.widths)))
+    network = start_network(args, frames)
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(parameter_groups(network), lr=RATE)
     average, step, spent = Average(network), 0, 0.0
@@ -263,6 +270,16 @@ def fit(rank: int, args: argparse.Namespace) -> None:
         judge(average.network, validation, args.out, step)
     if args.processes > 1:
         dist.destroy_process_group()
+
+
+def start_network(args: argparse.Namespace, frames: list[Frame]) -> Network:
+    """What training begins with: nothing learned, a checkpoint, or what ships."""
+    if args.start is None:
+        return Network(Widths(**json.loads(args.widths)))
+    if args.start.suffix != ".onnx":
+        return load_network(args.start)[0]
+    views = itertools.islice(Batches(frames, parse_shares(args.shares), 0.0, args.seed), REOPEN_BATCHES)
+    return reopen(args.start, (planes for planes, _ in views))[0]
 
 
 def judge(network: nn.Module, validation: dict[str, list[Frame]], out: Path, step: int) -> None:
