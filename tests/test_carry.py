@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from firsttouch.carry import carry
-from firsttouch.keypoints import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES
+from firsttouch.predict import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES
 from firsttouch.track import link
 from tests.motions import detections, gliding, motion, person
 

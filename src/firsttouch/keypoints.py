@@ -19,6 +19,7 @@ import numpy.typing as npt
 from firsttouch.detect import Detections
 from firsttouch.motion import Float, Motion, camera_across, moved_points
 from firsttouch.pitch import SEEN, PitchView, consensus, views
+from firsttouch.predict import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES
 
 Int = npt.NDArray[np.int32]
 
@@ -28,10 +29,6 @@ GENERATED = 0.5
 """Highest confidence of such a point."""
 STEADY_FRAMES = 50
 """Looked-at frames at most this far away help to steady a view, the nearer the more."""
-BRIDGE_FRAMES = 60
-"""A hole without motion at most this long is interpolated; of a longer one only the ends are answered."""
-EXTRAPOLATE_FRAMES = 8
-"""How far anything is carried on its velocity alone, beyond what was decoded."""
 STRAY = 0.015
 """A sighting this share of the width away from the view fitted to all of them is left out."""
 NEIGHBOUR_FRAMES = 3

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from firsttouch.detect import Detections
+from firsttouch.predict import LEAP_FRAMES
 
 Float = npt.NDArray[np.floating[Any]]
 Grey = npt.NDArray[np.uint8]
@@ -52,8 +53,6 @@ VELOCITY_FRAMES = 6
 """Velocities are measured over about this many frames."""
 FAR_FRAMES = 6
 """A longer step of the camera starts from a coarse search over the whole picture."""
-LEAP_FRAMES = 12
-"""Two frames further apart with nothing decoded between are a leap: bodies cannot be followed through it."""
 ALIKE = 0.6
 """Correlation of grey histograms below which two frames without a common camera are two scenes."""
 CUT_LIKENESS = 0.55

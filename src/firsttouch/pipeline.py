@@ -292,6 +292,8 @@ class _Run:
         self.tasks: list[asyncio.Task[None]] = []
         self.work: Work | None = None
         self.stream: StreamChain | None = None
+        self.topped_up = 0
+        """The size of the plan that was last found to be fetched before its time."""
         self.planned_first = 0.0
         """When the first plan was made, seconds after the start."""
         self.fetch_error: SourceError | None = None
@@ -439,21 +441,27 @@ class _Run:
 
     # --- planning -------------------------------------------------------------------------------------------------
 
-    def _plan(self, source: Source, clip: _Clip) -> None:
-        """Choose the steps, move those that run, queue the others, and fetch for them."""
+    def _plan(self, source: Source, clip: _Clip, *, only_better: bool = False) -> None:
+        """Choose the steps, move those that run, queue the others, and fetch for them.
+
+        `only_better`: what is planned is nearly done; more is planned only where it should come well in time.
+        """
         assert clip.index is not None
         assert self.work is not None
         options, budget = self.options, min(self.budget_seconds, self.deadline.remaining())
+        spare = self.rates.round_trip_seconds if only_better else 0.0
         plan = make_plan(
             clip.index,
             self.rates,
-            budget - ANSWER_RESERVE_SECONDS,
+            budget - ANSWER_RESERVE_SECONDS - spare,
             stride=options.stride,
             every_frame=options.every_frame,
             until_byte=int(options.fetch_mb * MEGABYTE) if clip.fetch == "head" else None,
             have=clip.sparse.have(),
             done=self.work.rows_done,
         )
+        if only_better and clip.plan is not None and plan.expected_quality <= clip.plan.expected_quality:
+            return
         self.planned_rates, clip.plan = self.rates, plan
         begun = self.work.replan({step.first_row: step for step in plan.steps})
         every = 1 if options.every_frame else None
@@ -474,10 +482,21 @@ class _Run:
         """Plan again when the rates turn out different from those planned with."""
         self.rates = self._measured(source)
         fixed = self.options.every_frame or self.options.stride is not None
-        if not fixed and _differ(self.rates, self.planned_rates):
+        if fixed or clip.plan is None:
+            return
+        time_is_left = self._time_is_left(clip, clip.plan)
+        if time_is_left or _differ(self.rates, self.planned_rates, clip.plan):
             log.debug("planning again with %s", self.rates)
-            self._plan(source, clip)
+            self._plan(source, clip, only_better=time_is_left)
             self.changed.set()
+
+    def _time_is_left(self, clip: _Clip, plan: Plan) -> bool:
+        """Whether all bytes of a plan for less than the whole clip are here already: said once of each such plan."""
+        assert clip.index is not None
+        if self.fetching is None or not self.fetching.done() or self.topped_up == plan.size_bytes:
+            return False
+        self.topped_up = plan.size_bytes
+        return plan.size_bytes < int(clip.index.size.sum())
 
     def _measured(self, source: Source) -> Rates:
         """The rates as this run sees them; the earlier value where it has seen too little to tell."""
@@ -529,6 +548,7 @@ class _Run:
                 await source.fetch_all(plan.byte_ranges)
         finally:
             self.watch.add("fetch", self.watch.elapsed - begun)
+            self.changed.set()
 
     # --- the answer -----------------------------------------------------------------------------------------------
 
@@ -645,11 +665,14 @@ def _finite(seconds: float) -> float | None:
     return None if math.isinf(seconds) else seconds
 
 
-def _differ(measured: Rates, planned: Rates) -> bool:
-    pairs = (
-        (measured.bytes_per_second, planned.bytes_per_second),
-        (measured.decode_reference_seconds, planned.decode_reference_seconds),
-        (measured.detect_seconds, planned.detect_seconds),
-        (measured.flow_seconds, planned.flow_seconds),
-    )
+def _differ(measured: Rates, planned: Rates, plan: Plan) -> bool:
+    """Whether a rate that binds is far from the one planned with: a plan made again late costs what it drops."""
+    pairs = [(measured.bytes_per_second, planned.bytes_per_second)]
+    work_seconds = sum(step.cost_seconds for step in plan.steps) / planned.workers
+    if 2 * work_seconds > plan.size_bytes / measured.bytes_per_second:
+        pairs += [
+            (measured.decode_reference_seconds, planned.decode_reference_seconds),
+            (measured.detect_seconds, planned.detect_seconds),
+            (measured.flow_seconds, planned.flow_seconds),
+        ]
     return any(max(a, b) > REPLAN_RATIO * min(a, b) for a, b in pairs)

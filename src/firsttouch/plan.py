@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .index import Index
+from .predict import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES, LEAP_FRAMES, MOMENTUM_FRAMES
 from .predict import F1_BY_GAP as LINEAR_QUALITY
 from .predict import F1_BY_STRIDE as FLOW_QUALITY
 from .ranges import ByteRange, coalesce, total
@@ -26,7 +27,10 @@ IntArray = npt.NDArray[np.int64]
 
 STRIDES = (6, 8, 10, 12, 14, 16, 20, 25, 37, 50)
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.45, 0.3, 0.2, 0.12, 0.08, 0.04, 0.0)
-SKIPS = (1, 2, 3, 5, 8, 13, 25, 50)
+KEEPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.33, 0.2, 0.12, 0.07, 0.04, 0.02)
+"""Shares of the GOPs that a plan may keep, evenly spread."""
+SHORT_SHARES = (0.2, 0.12, 0.08, 0.04, 0.0)
+"""Shares of each GOP that are tried where GOPs are left out: a few frames behind a key frame show who moves where."""
 DEFAULT_STRIDE = 12
 """Frames between looked-at frames when time does not bind: beyond it F1 falls faster than the time does."""
 
@@ -141,14 +145,25 @@ class _Gops:
     decode_before: FloatArray
     decoded_before: IntArray
     shown_before: IntArray
+    latest_before: IntArray
 
-    def every(self, skip: int) -> _Gops:
+    def kept(self, keep: float, begun: Mapping[int, int]) -> _Gops:
+        """This share of the GOPs, evenly spread, the first always; and those that are begun already."""
+        if keep == 1.0:
+            return self
+        rank = np.floor(np.arange(len(self.first_row)) * keep)
+        which = np.diff(rank, prepend=-1) > 0
+        which |= np.isin(self.first_row, list(begun))
         return replace(
             self,
-            first_row=self.first_row[::skip],
-            stop_row=self.stop_row[::skip],
-            first_frame=self.first_frame[::skip],
+            first_row=self.first_row[which],
+            stop_row=self.stop_row[which],
+            first_frame=self.first_frame[which],
         )
+
+    def span(self, rows: IntArray) -> IntArray:
+        """Frames from the first to the latest that so many rows of each GOP show; B-frames between may be missing."""
+        return np.maximum(self.latest_before[self.first_row + rows] + 1 - self.first_frame, 1)
 
     def prefix(self, share: float) -> tuple[IntArray, IntArray, FloatArray, IntArray, IntArray]:
         """Rows, bytes, decoding seconds, steps of flow and shown frames of this share of each GOP, one row at least."""
@@ -218,24 +233,26 @@ def make_plan(
         strides = (DEFAULT_STRIDE,) if math.isinf(budget_seconds) else STRIDES
     fixed = every_frame or stride is not None or math.isinf(budget_seconds)
     shares: Sequence[float] = (0.0,) if key_frames_only else (1.0,) if fixed else SHARES
-    best: tuple[float, float, int, float, int] | None = None
-    for skip in SKIPS if not fixed and not done else (1,):
-        if best is not None and (best[0] > 0.0 or len(gops.first_row) < 2 * skip):
-            break  # GOPs are left out only where not even all key frames fit
-        chosen = gops.every(skip)
-        for share in shares if skip == 1 else (0.12, 0.0):
+    short = (0.0,) if key_frames_only else SHORT_SHARES
+    best: tuple[float, float, float, float, int] | None = None
+    for keep in KEEPS if not fixed else (1.0,):
+        chosen = gops.kept(keep, done or {})
+        for share in shares if keep == 1.0 else short:
             seconds, quality = _judge(chosen, share, np.asarray(strides), rates, have, index.frame_count)
             fits = fixed | (seconds <= budget_seconds)
             worth = np.where(fits, quality * np.exp(-SECOND_COST * seconds), -seconds)
             at = int(np.argmax(worth))
             rank = (float(worth[at]), -float(seconds[at]))
             if best is None or rank > best[:2]:
-                best = (*rank, skip, share, int(strides[at]))
+                best = (*rank, keep, share, int(strides[at]))
             if share == 1.0 and fits[at]:
                 break  # samples are left out only where time or bytes do not allow the whole
+        assert best is not None
+        if best[2:4] == (1.0, 1.0) and best[0] > 0.0:
+            break  # and so are GOPs
     assert best is not None
-    _, _, skip, share, chosen_stride = best
-    return _plan(index, gops.every(skip), share, chosen_stride, rates, have, skip_disposable=not every_frame)
+    _, _, keep, share, chosen_stride = best
+    return _plan(index, gops.kept(keep, done or {}), share, chosen_stride, rates, have, skip_disposable=not every_frame)
 
 
 def _just(index: Index, rates: Rates, look_at: Sequence[int]) -> Plan:
@@ -273,11 +290,30 @@ def _judge(
     work = (decode + looks * rates.detect_seconds + np.where(strides[:, None] > 1, flow, 0.0)).sum(axis=1)
     seconds = _seconds(work, size, decode, rates, have)
     # Inside the prefix flow carries; from its last look to the next GOP's first one nothing is decoded.
-    gap = np.maximum(1.0, (shown - closing) / np.maximum(1, looks - closing))
+    span = np.maximum(gops.span(rows), shown)
+    gap = np.maximum(1.0, (span - closing) / np.maximum(1, looks - closing))
     reach = np.diff(np.append(gops.first_frame, frame_count))
-    hole = np.maximum(reach - shown, 0)
-    value = shown * quality_between(gap, FLOW_QUALITY) + hole * quality_between(hole + 1, LINEAR_QUALITY)
-    return seconds, np.asarray(value.sum(axis=1) / max(1, frame_count), np.float64)
+    found, answered = hole_value(np.maximum(reach - span, 0), looks > 1)
+    value = span * quality_between(gap, FLOW_QUALITY) + found
+    return seconds, _covered_f1(value.sum(axis=1), (span + answered).sum(axis=1), frame_count)
+
+
+def hole_value(length: IntArray, moving: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
+    """Expected frames found rightly, and frames answered, in holes of `length` frames that nobody decodes.
+
+    `moving`: frames decoded beside the hole say how fast everybody moves; without them a straight line has to do.
+    """
+    side = length / 2.0
+    bridged = length < BRIDGE_FRAMES
+    reach = np.where(bridged, side, np.minimum(side, EXTRAPOLATE_FRAMES))
+    coasted = 2 * MOMENTUM_FRAMES * (1.0 - np.exp(-reach / MOMENTUM_FRAMES))
+    straight = 2.0 * reach * quality_between(length + 1, LINEAR_QUALITY)
+    return np.where(moving, np.maximum(coasted, straight), straight), np.broadcast_to(2.0 * reach, moving.shape)
+
+
+def _covered_f1(found: npt.ArrayLike, answered: npt.ArrayLike, frame_count: int) -> FloatArray:
+    """F1 over all frames of the clip: what is not answered is missed, but is not wrong."""
+    return np.asarray(2.0 * np.asarray(found) / (np.asarray(answered) + max(1, frame_count)), np.float64)
 
 
 def look_counts(shown: IntArray, stride: IntArray | int, closing: npt.NDArray[np.bool_]) -> IntArray:
@@ -341,14 +377,16 @@ def expected_quality(looks: IntArray, decoded_before: IntArray, frame_count: int
         return 0.0
     gap = np.diff(looks)
     inside = decoded_before[looks[1:] + 1] - decoded_before[looks[:-1] + 1]
-    flow, linear = quality_between(gap, FLOW_QUALITY), quality_between(gap, LINEAR_QUALITY)
-    # A gap that is decoded in part is carried by flow from one side and interpolated over the rest.
-    share = np.clip(inside / np.maximum(gap, 1), 0.0, 1.0)
-    rest = quality_between(gap * (1.0 - share), LINEAR_QUALITY)
-    value = np.where(share >= 0.999, flow, share * flow + (1.0 - share) * np.maximum(linear, rest))
-    ends = np.array([looks[0], frame_count - 1 - looks[-1]], np.float64)
-    ends_value = ends * quality_between(2 * ends + 1, LINEAR_QUALITY)
-    return float((1.0 + (value * gap).sum() + ends_value.sum()) / frame_count)
+    flown = (inside >= 0.999 * gap) | (gap <= LEAP_FRAMES)
+    # What is decoded of any other gap is carried by flow from one side, the rest is a hole.
+    hole = np.where(flown, 0, gap - inside)
+    moving = np.append(False, flown[:-1]) | np.append(flown[1:], False) | (inside > 1)
+    found, answered = hole_value(hole, moving)
+    ends = np.minimum([looks[0], frame_count - 1 - looks[-1]], EXTRAPOLATE_FRAMES)
+    ends_found, ends_answered = hole_value(2 * ends, np.array([flown[:1].any(), flown[-1:].any()]))
+    found = (gap - hole) * quality_between(gap, FLOW_QUALITY) + found
+    total_answered = 1.0 + (gap - hole + answered).sum() + ends_answered.sum() / 2
+    return float(_covered_f1(1.0 + found.sum() + ends_found.sum() / 2, total_answered, frame_count))
 
 
 def _gops(index: Index, rates: Rates, skip_disposable: bool, until_byte: int | None, done: Mapping[int, int]) -> _Gops:
@@ -375,6 +413,7 @@ def _gops(index: Index, rates: Rates, skip_disposable: bool, until_byte: int | N
         _before(costs),
         _before(~skipped),
         _before(index.frame_number >= 0),
+        np.maximum.accumulate(np.append(-1, index.frame_number.astype(np.int64))),
     )
 
 

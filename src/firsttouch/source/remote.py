@@ -524,6 +524,14 @@ class HttpSource:
         request.touched = asyncio.get_running_loop().time()
         if wait is not None and (self.round_trip_seconds is None or wait < self.round_trip_seconds):
             self.round_trip_seconds = wait
+        self._leave_out_silence(request)
+
+    def _leave_out_silence(self, request: _Request) -> None:
+        """Where nothing else was on its way, the time since the last byte was a round trip, not the link's pace."""
+        others = (other for other in self._running if other is not request)
+        if self._arrivals and all(other.link.wait_seconds is None for other in others):
+            silence = asyncio.get_running_loop().time() - self._arrivals[-1][0]
+            self._arrivals = deque((moment + silence, count) for moment, count in self._arrivals)
 
     def _check_end(self, request: _Request) -> None:
         """The answer has ended: with all that was promised?"""
