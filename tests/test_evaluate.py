@@ -66,6 +66,18 @@ def write(folder: Path, name: str, size=(1280, 720), boxes=True, pitch=False, sh
     (folder / "labels" / f"{name}.txt").write_text("\n".join(lines))
 
 
+def test_a_row_is_ranked_in_every_class_by_its_score_for_it(tmp_path):
+    """The keeper is called a player, but its second guess is the best there is for a keeper."""
+    values = scores(CLASSES)
+    values[1] = [0.01, 0.3, 0.5, 0.0]
+    path = detect_graphs.native(tmp_path / "unsure.onnx", BOXES, values, seen_points())
+    data = tmp_path / "data"
+    write(data / "val", "match_1")
+    found = evaluate(load_detector(model=path, confidence=0.01), data)
+    assert found["map50"]["goalkeeper"] == pytest.approx(1)
+    assert found["map50"]["player"] == pytest.approx(1), "the false player ranks behind the true one"
+
+
 def test_a_detector_that_answers_the_labels_has_figures_of_one(tmp_path, detector):
     data = tmp_path / "data"
     write(data / "detection" / "val", "match_1")

@@ -34,14 +34,14 @@ def iou_matrix(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.flo
 
 
 def average_precision(frames: Sequence[Frame], found: Sequence[Answer], class_id: int, threshold: float = 0.5) -> float:
-    """101-point interpolated AP of one class (COCO's), detections taken at their best class."""
+    """101-point interpolated AP of one class (COCO's), every row ranked by its score for this class."""
     hits, confidences, total = [], [], 0
     for frame, (boxes, scores, _) in zip(frames, found, strict=True):
         if frame.boxes is None:
             continue
         truth = frame.boxes[frame.boxes[:, 0] == class_id, 1:]
         total += len(truth)
-        mine = (scores.argmax(1) == class_id) & (scores.max(1) > 0.01)
+        mine = scores[:, class_id] > 0.01
         confidence = scores[mine, class_id]
         overlap, free = iou_matrix(boxes[mine], truth), np.ones(len(truth), bool)
         for k in np.argsort(-confidence, kind="stable"):

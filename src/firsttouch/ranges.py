@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -50,6 +51,20 @@ def gaps(wanted: ByteRange, have: Iterable[ByteRange]) -> list[ByteRange]:
     if at < wanted.stop:
         missing.append(ByteRange(at, wanted.stop))
     return missing
+
+
+def weave(runs: Sequence[Sequence[ByteRange]], piece: int) -> list[ByteRange]:
+    """The ranges of several runs by turns, at most `piece` bytes of each at a time."""
+    queues = [deque(cut for part in run for cut in _cut(part, piece)) for run in runs]
+    woven: list[ByteRange] = []
+    while any(queues):
+        woven.extend(queue.popleft() for queue in queues if queue)
+    return woven
+
+
+def _cut(part: ByteRange, piece: int) -> Iterator[ByteRange]:
+    for start in range(part.start, part.stop, piece):
+        yield ByteRange(start, min(start + piece, part.stop))
 
 
 def total(ranges: Iterable[ByteRange]) -> int:
