@@ -773,6 +773,20 @@ def test_a_warm_connection_is_used(
     run(go())
 
 
+def test_a_round_trip_of_silence_is_not_taken_for_a_slow_link(origin: Origin) -> None:
+    origin.shape(bandwidth=16e6, rtt=0.2)
+
+    async def go() -> None:
+        async with HttpSource(origin.url(NAME)) as source:
+            await opened(source, head=200_000)
+            await source.fetch(ByteRange(400_000, 600_000))
+            assert source.bytes_per_second is not None
+            # With the silence 0.4 MB would have taken 0.4 s, which is 1 MB/s.
+            assert source.bytes_per_second > 1.4e6
+
+    run(go())
+
+
 def test_warm_connections_outlive_the_origins_patience(origin: Origin) -> None:
     origin.shape(idle_seconds=0.8)
 
