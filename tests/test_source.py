@@ -774,14 +774,15 @@ def test_a_warm_connection_is_used(
 
 
 def test_a_round_trip_of_silence_is_not_taken_for_a_slow_link(origin: Origin) -> None:
-    origin.shape(bandwidth=16e6, rtt=0.2)
+    origin.shape(bandwidth=16e6, rtt=0.12)
 
     async def go() -> None:
         async with HttpSource(origin.url(NAME)) as source:
-            await opened(source, head=200_000)
-            await source.fetch(ByteRange(400_000, 600_000))
+            await opened(source, head=160_000, tail=0)
+            await source.fetch(ByteRange(0, 160_000))
+            await source.fetch(ByteRange(400_000, 560_000))
             assert source.bytes_per_second is not None
-            # With the silence 0.4 MB would have taken 0.4 s, which is 1 MB/s.
+            # With the silence 0.32 MB would have taken 0.28 s, which is 1.1 MB/s.
             assert source.bytes_per_second > 1.4e6
 
     run(go())
