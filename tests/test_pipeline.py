@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import aclosing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,13 +26,15 @@ from firsttouch.errors import (
     SourceNotFound,
     UnsupportedScheme,
 )
-from firsttouch.pipeline import Analysis, Options, analyze, analyze_steps, analyze_sync
-from firsttouch.plan import Rates
+from firsttouch.pipeline import Analysis, Options, _differ, _Run, analyze, analyze_steps, analyze_sync
+from firsttouch.plan import Plan, Rates, Step
+from firsttouch.ranges import ByteRange
 from firsttouch.source import MemorySource
 from tests.clips import SHARED_CLIPS, Recipe, make_clip
 from tests.seeing import NumberReader, number_answered
 
 FRAMES = 96
+LONG = 60.0
 OPEN_GOP = "open-gop=1:bframes=3:b-pyramid=normal"
 
 
@@ -60,6 +63,30 @@ def same_frames(one: Analysis, other: Analysis) -> bool:
         np.array_equal(a.xyxy, b.xyxy) and np.array_equal(a.ids, b.ids) and a.how == b.how
         for a, b in zip(one.frames, other.frames, strict=True)
     )
+
+
+@pytest.mark.parametrize(("link", "again"), [(1e6, False), (100e6, True)])
+def test_only_a_rate_that_binds_makes_a_new_plan(link: float, again: bool) -> None:
+    step = Step(0, 50, 50, (ByteRange(0, 2_000_000),), (0, 10), 0.5)
+    plan = Plan((step,), 750, 10, 0.3, 1.0, 0.5)
+    planned = Rates(bytes_per_second=link)
+    assert _differ(planned.decoding_times(2.0), planned, plan) is again
+    assert _differ(Rates(bytes_per_second=2 * link), planned, plan)
+    assert not _differ(planned, planned, plan)
+
+
+def test_time_that_is_left_is_planned_for_once_and_only_where_something_was_left_out() -> None:
+    async def told(size: int) -> list[bool]:
+        call = _Run(Options(), NumberReader(), Deadline.after(LONG), Rates())
+        clip = SimpleNamespace(index=SimpleNamespace(size=np.array([600, 400])))
+        plan = Plan((Step(0, 1, 2, (ByteRange(0, size),), (0,), 0.1),), 2, 1, 0.5, 1.0, 0.5)
+        before = call._time_is_left(clip, plan)
+        call.fetching = asyncio.create_task(asyncio.sleep(0))
+        await call.fetching
+        return [before, call._time_is_left(clip, plan), call._time_is_left(clip, plan)]
+
+    assert asyncio.run(told(600)) == [False, True, False]
+    assert asyncio.run(told(1000)) == [False, False, False]
 
 
 @pytest.mark.parametrize(
