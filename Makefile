@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= out
 
-.PHONY: demo test lint bench train clean
+.PHONY: demo test lint bench train train-more clean
 
 $(READY): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,14 +28,26 @@ bench: $(READY)
 	$(BIN)/python -m bench
 
 # Needs the labelled data in ../shared/data and hours of two cores, or minutes of a GPU; `--resume runs/joint/last.pt` goes on.
-train: $(READY)
-	$(BIN)/python -m pip install --quiet torch==2.13.0 torch-pruning
-	$(BIN)/python -m train collect --rendered 300
-	$(BIN)/python -m train fit --data ../shared/data --out runs/joint --extra runs/frames/broadcast runs/frames/rendered \
-		--extra-val runs/frames/broadcast_val --crop-share 0.4 --minutes 100 --processes 2 \
+TRAIN := $(BIN)/python -m train
+FRAMES := --data ../shared/data --extra runs/frames/broadcast runs/frames/rendered --extra-val runs/frames/broadcast_val --processes 2
+WEIGHTS := src/firsttouch/weights/firsttouch.onnx
+
+train: runs/frames
+	$(TRAIN) fit $(FRAMES) --out runs/joint --crop-share 0.4 --minutes 100 \
 		--shares detection=0.40,pitch=0.05,pitch_broadcast=0.14,broadcast=0.16,rendered=0.25
-	$(BIN)/python -m train export runs/joint/last.pt
-	$(BIN)/python -m train quantise src/firsttouch/weights/firsttouch.onnx
+	$(TRAIN) export runs/joint/last.pt
+	$(TRAIN) quantise $(WEIGHTS)
+
+# Trains on from the weights that ship.
+train-more: runs/frames
+	$(TRAIN) fit $(FRAMES) --out runs/more --start $(WEIGHTS) --rate 0.0015 --crop-share 0.25 --minutes 36 \
+		--shares detection=0.58,pitch=0.05,pitch_broadcast=0.09,broadcast=0.20,rendered=0.08
+	$(TRAIN) export runs/more/last.pt
+	$(TRAIN) quantise $(WEIGHTS)
+
+runs/frames: $(READY)
+	$(BIN)/python -m pip install --quiet torch==2.13.0 torch-pruning
+	$(TRAIN) collect --rendered 300
 
 clean:
 	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache
