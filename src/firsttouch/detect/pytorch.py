@@ -1,0 +1,118 @@
+"""PyTorch for our own network: an extra (`firsttouch[torch]`), chosen with RUNTIME=torch on the CPU or on CUDA.
+
+On CUDA: FP16 (or bf16), channels last, one CUDA graph for the opened shape in a stream of its own. That part is not
+verified on hardware; the CPU, which runs the same graph in fp32, is tested against ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from firsttouch.detect.session import ModelFile, OutOfDeviceMemory, Problem, Session, Values
+from firsttouch.errors import RuntimeUnavailable
+
+_INSTALL = "pip install 'firsttouch[torch]'"
+_PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "fp16", "bf16")}
+
+
+class TorchCpuSession:
+    """A graph on the calling thread; several threads may run it, it keeps nothing between runs."""
+
+    runtime = "torch"
+    device = "cpu"
+    on_calling_thread = True
+
+    def __init__(self, graph: Any, precision: str) -> None:
+        self._graph = graph
+        self.precision = precision
+
+    def run(self, values: Values) -> list[Values]:
+        import torch
+
+        with torch.inference_mode():
+            return [np.array(output.numpy()) for output in self._graph(torch.from_numpy(values))]
+
+
+class TorchCudaSession:
+    """A graph captured once, then replayed on one input and outputs at fixed addresses, in a stream of its own.
+
+    One run at a time: the addresses are shared. Raises OutOfDeviceMemory, when opened too. Not verified on hardware.
+    """
+
+    runtime = "torch"
+    device = "cuda"
+    on_calling_thread = False
+
+    def __init__(self, graph: Any, empty: Values, precision: str) -> None:
+        import torch
+
+        self.precision = precision
+        self._lock = threading.Lock()
+        self._stream = torch.cuda.Stream()
+        self._captured = torch.cuda.CUDAGraph()
+        try:
+            self._pinned = torch.from_numpy(empty).pin_memory()
+            with torch.inference_mode(), torch.cuda.stream(self._stream):
+                self._input = self._pinned.to("cuda")
+                for _ in range(3):  # cuDNN chooses its kernels, the allocator finds its size
+                    graph(self._input)
+                self._stream.synchronize()
+                # thread_local: other sessions may be at work while this one is captured.
+                with torch.cuda.graph(self._captured, stream=self._stream, capture_error_mode="thread_local"):
+                    self._outputs = graph(self._input)
+        except torch.OutOfMemoryError as exc:
+            raise OutOfDeviceMemory("the GPU has not enough memory for this batch") from exc
+
+    def run(self, values: Values) -> list[Values]:
+        import torch
+
+        with self._lock, torch.inference_mode(), torch.cuda.stream(self._stream):
+            self._pinned.copy_(torch.from_numpy(values))
+            self._input.copy_(self._pinned, non_blocking=True)
+            self._captured.replay()
+            return [np.array(output.cpu().numpy()) for output in self._outputs]
+
+
+@dataclass(frozen=True, slots=True)
+class Torch:
+    """Runs the operators of our own network; another model is a ModelMismatch."""
+
+    device: str
+    name: str = "torch"
+
+    def problem(self, precision: str) -> Problem | None:
+        for package in ("torch", "onnx"):
+            if importlib.util.find_spec(package) is None:
+                return Problem(f"PyTorch cannot run a model here: no package {package}", _INSTALL)
+        if precision not in _PRECISIONS[self.device]:
+            known = ", ".join(_PRECISIONS[self.device])
+            return Problem(f"PyTorch does not run {precision} on {self.device} here", f"use one of {known}")
+        if self.device == "cuda":
+            import torch
+
+            if not torch.cuda.is_available():
+                return Problem(f"PyTorch {torch.__version__} sees no CUDA GPU", "install the driver, or set DEVICE=cpu")
+        return None
+
+    def open(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str) -> Session:
+        import torch
+
+        from firsttouch.detect.torchgraph import TorchGraph
+
+        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+        graph = TorchGraph(model.cut_to(outputs), outputs, shape, self.device, dtype)
+        if self.device == "cpu":
+            torch.set_num_threads(1)  # one native call, one thread: the pipeline has one worker per core
+            return TorchCpuSession(graph, precision)
+        try:
+            return TorchCudaSession(graph, np.zeros(shape, model.facts.inputs[0].element_type), precision)
+        except OutOfDeviceMemory:
+            raise
+        except RuntimeError as exc:
+            first_line = str(exc).strip().splitlines()[0]
+            raise RuntimeUnavailable(f"PyTorch cannot run {model.path.name} on the GPU: {first_line}") from exc
