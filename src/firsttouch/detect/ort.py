@@ -2,8 +2,8 @@
 TensorRT for RTX where that plug-in is.
 
 ONNX Runtime falls back to the CPU without a word, so `get_providers()` of the opened session decides what we
-say. CUDA, TensorRT, its plug-in and Core ML are not verified on hardware: their selection, options, cache keys and fall-back
-are tested with fakes.
+say. CUDA, TensorRT, its plug-in and Core ML are not verified on hardware: their selection, options, cache keys and
+fall-back are tested with fakes.
 """
 
 from __future__ import annotations
@@ -334,6 +334,7 @@ def gpu_facts() -> dict[str, str]:
         "driver": _nvidia_smi("driver_version"),
         "onnxruntime": onnxruntime.__version__,
         "tensorrt": _version("tensorrt-cu13") or _version("tensorrt-cu12") or _version("tensorrt"),
+        "tensorrt-rtx": _version("onnxruntime-ep-nv-tensorrt-rtx-cu13"),
         "cudnn": _version("nvidia-cudnn-cu13") or _version("nvidia-cudnn-cu12"),
     }
 

@@ -39,7 +39,7 @@ class TorchCpuSession:
 
 
 class TorchCudaSession:
-    """A graph captured once, then replayed on one input and outputs at fixed addresses, in a stream of its own.
+    """One input at a fixed address, a stream of its own, and the graph captured once and replayed (`cuda_graph`).
 
     One run at a time: the addresses are shared. Raises OutOfDeviceMemory, when opened too. Not verified on hardware.
     """
@@ -48,13 +48,14 @@ class TorchCudaSession:
     device = "cuda"
     on_calling_thread = False
 
-    def __init__(self, graph: Any, empty: Values, precision: str) -> None:
+    def __init__(self, graph: Any, empty: Values, precision: str, cuda_graph: bool) -> None:
         import torch
 
         self.precision = precision
         self._lock = threading.Lock()
         self._stream = torch.cuda.Stream()
-        self._captured = torch.cuda.CUDAGraph()
+        self._graph = graph
+        self._captured = torch.cuda.CUDAGraph() if cuda_graph else None
         try:
             self._pinned = torch.from_numpy(empty).pin_memory()
             with torch.inference_mode(), torch.cuda.stream(self._stream):
@@ -62,9 +63,10 @@ class TorchCudaSession:
                 for _ in range(3):  # cuDNN chooses its kernels, the allocator finds its size
                     graph(self._input)
                 self._stream.synchronize()
-                # thread_local: other sessions may be at work while this one is captured.
-                with torch.cuda.graph(self._captured, stream=self._stream, capture_error_mode="thread_local"):
-                    self._outputs = graph(self._input)
+                if self._captured is not None:
+                    # thread_local: other sessions may be at work while this one is captured.
+                    with torch.cuda.graph(self._captured, stream=self._stream, capture_error_mode="thread_local"):
+                        self._outputs = graph(self._input)
         except torch.OutOfMemoryError as exc:
             raise OutOfDeviceMemory("the GPU has not enough memory for this batch") from exc
 
@@ -74,7 +76,10 @@ class TorchCudaSession:
         with self._lock, torch.inference_mode(), torch.cuda.stream(self._stream):
             self._pinned.copy_(torch.from_numpy(values))
             self._input.copy_(self._pinned, non_blocking=True)
-            self._captured.replay()
+            if self._captured is not None:
+                self._captured.replay()
+            else:
+                self._outputs = self._graph(self._input)
             return [np.array(output.cpu().numpy()) for output in self._outputs]
 
 
@@ -84,6 +89,7 @@ class Torch:
 
     device: str
     name: str = "torch"
+    cuda_graph: bool = True
 
     def problem(self, precision: str) -> Problem | None:
         for package in ("torch", "onnx"):
@@ -110,7 +116,8 @@ class Torch:
             torch.set_num_threads(1)  # one native call, one thread: the pipeline has one worker per core
             return TorchCpuSession(graph, precision)
         try:
-            return TorchCudaSession(graph, np.zeros(shape, model.facts.inputs[0].element_type), precision)
+            empty = np.zeros(shape, model.facts.inputs[0].element_type)
+            return TorchCudaSession(graph, empty, precision, self.cuda_graph)
         except OutOfDeviceMemory:
             raise
         except RuntimeError as exc:
