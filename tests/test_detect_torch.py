@@ -107,7 +107,10 @@ def graph_of(nodes: list, weights: dict, shape: tuple[int, ...], path: Path) -> 
     [
         ([("Conv", ["x", "k"], {"pads": [0, 1, 1, 0], "strides": [2, 1]})], {"k": np.ones((2, 3, 2, 2), np.float32)}),
         ([("Pad", ["x", "p", "f"], {})], {"p": np.array([0, 0, 1, 2, 0, 0, 3, 0]), "f": np.array(7, np.float32)}),
-        ([("Slice", ["x", "s", "e", "a", "b"], {})], {n: np.array([v]) for n, v in zip("seab", (-1, -9, 3, -2), strict=True)}),
+        (
+            [("Slice", ["x", "s", "e", "a", "b"], {})],
+            {n: np.array([v]) for n, v in zip("seab", (-1, -9, 3, -2), strict=True)},
+        ),
         ([("Gather", ["x", "i"], {"axis": 2})], {"i": np.array([[0, -1], [2, 1]])}),
         ([("Clip", ["x", "", "h"], {})], {"h": np.array(0.5, np.float32)}),
         ([("Unsqueeze", ["x", "a"], {}), ("Squeeze", ["y0", "a"], {})], {"a": np.array([0, -1])}),
