@@ -10,7 +10,8 @@ Ray Data, for many clips without a caller who waits:
     from deploy.ray_serve import answers
     answers(urls).write_json("answers")
 
-Who may ask is not checked here: leave it inside your network, or in front of it whatever checks. Not run on a cluster.
+Who may ask is not checked here: leave it inside your network, behind whatever checks. Tried with Ray 2.60 on one
+machine; not on a cluster.
 """
 
 from __future__ import annotations
@@ -103,8 +104,10 @@ class AnsweringRows(Answering):
 
 def answers(urls: Sequence[str], *, deadline: float | None = None, replicas: int = 1) -> Any:
     """A Ray dataset with a row for each URL; each replica takes two cores. Raises RuntimeUnavailable."""
-    rows = _ray("data").from_items([{"url": url} for url in urls])
-    return rows.map(AnsweringRows, fn_constructor_args=(deadline,), concurrency=replicas, num_cpus=2)
+    data = _ray("data")
+    rows = data.from_items([{"url": url} for url in urls])
+    pool = data.ActorPoolStrategy(size=replicas)
+    return rows.map(AnsweringRows, fn_constructor_args=(deadline,), compute=pool, num_cpus=2)
 
 
 def _ray(part: str) -> Any:

@@ -117,6 +117,7 @@ class Torch:
             return TorchCpuSession(graph, precision)
         try:
             empty = np.zeros(shape, model.facts.inputs[0].element_type)
+            torch.backends.cudnn.benchmark = True  # one shape, many runs: trying each kernel once pays
             return TorchCudaSession(graph, empty, precision, self.cuda_graph)
         except OutOfDeviceMemory:
             raise

@@ -1,7 +1,7 @@
 """An ONNX graph as a function of PyTorch tensors, for one input shape: the operators that our own network uses.
 
 What depends on shapes alone is computed once, when the graph is opened; the rest never asks the device for a
-number, so that it can be captured as a CUDA graph. In half precision the convolutions and what
+number (the shapes are found on the meta device, which has none to give), so that it can be captured as a CUDA graph. In half precision the convolutions and what
 lies between them are half; what turns their answer into pixels stays float32, which half is too coarse for
 (at 1024 it knows whole pixels only).
 """
