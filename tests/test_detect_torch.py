@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import detect_graphs
 import numpy as np
@@ -17,9 +19,9 @@ from firsttouch.detect.choose import choose_among, runtimes_for
 from firsttouch.detect.native import ALL_OUTPUTS, BOX_OUTPUTS, NativeLayout
 from firsttouch.detect.ort import OrtCpu
 from firsttouch.detect.planes import planes_of_picture
-from firsttouch.detect.pytorch import Torch
-from firsttouch.detect.session import ModelFile
-from firsttouch.errors import ModelMismatch
+from firsttouch.detect.pytorch import Torch, TorchCudaSession
+from firsttouch.detect.session import ModelFile, OutOfDeviceMemory
+from firsttouch.errors import ModelMismatch, RuntimeUnavailable
 from firsttouch.evaluate import labels_of
 from firsttouch.measure import agreement
 from train.render import make_scene, render_frame
@@ -143,6 +145,78 @@ def test_pytorch_without_a_gpu_says_so_and_runs_what_it_can(monkeypatch):
     assert "sees no CUDA GPU" in Torch("cuda").problem("fp16").reason
     assert Torch("cpu").problem("fp32") is None
     assert "use one of fp32, bf16" in Torch("cpu").problem("fp16").remedy
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """Streams and CUDA graphs that only note what is asked of them; tensors stay on the CPU."""
+    import torch
+
+    asked = SimpleNamespace(captures=[], graphs=[])
+
+    class Captured:
+        def __init__(self):
+            self.replay = lambda: None
+            asked.graphs.append(self)
+
+    def capture(graph, stream, capture_error_mode):
+        asked.captures.append((graph, capture_error_mode))
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Captured)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(TorchCudaSession, "device", "cpu")
+    return asked
+
+
+@needs_torch
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_on_a_gpu_a_graph_is_captured_once_and_replayed_on_the_same_memory(fake_cuda, cuda_graph):
+    calls = []
+
+    def graph(planes):
+        calls.append(planes)
+        return [planes.float().sum().reshape(1), planes.float().mean().reshape(1)]
+
+    session = TorchCudaSession(graph, np.zeros((2, 3), np.uint8), "fp16", cuda_graph)
+    if cuda_graph:
+        assert fake_cuda.captures == [(fake_cuda.graphs[0], "thread_local")]
+        answer = session._outputs
+
+        def replay():
+            for kept, new in zip(answer, graph(session._input), strict=True):
+                kept.copy_(new)
+
+        fake_cuda.graphs[0].replay = replay
+    else:
+        assert fake_cuda.captures == fake_cuda.graphs == []
+    first = session.run(np.full((2, 3), 2, np.uint8))
+    second = session.run(np.full((2, 3), 5, np.uint8))
+    assert [float(v[0]) for v in first] == [12, 2]  # and the second run has not written over it
+    assert [float(v[0]) for v in second] == [30, 5]
+    assert len({planes.data_ptr() for planes in calls}) == 1
+
+
+@needs_torch
+def test_what_goes_wrong_on_a_gpu_while_opening_is_typed(fake_cuda, monkeypatch):
+    import torch
+
+    from firsttouch.detect import torchgraph
+
+    def opening(error):
+        def fail(planes):
+            raise error
+
+        monkeypatch.setattr(torchgraph, "TorchGraph", lambda *_: fail)
+        return Torch("cuda").open(ModelFile.read(LITE), BOX_OUTPUTS, (1, 6, 96, 160), "fp16")
+
+    with pytest.raises(OutOfDeviceMemory):
+        opening(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"))
+    with pytest.raises(RuntimeUnavailable, match="on the GPU: no kernel image"):
+        opening(RuntimeError("no kernel image is available\nmore"))
 
 
 def test_pytorch_that_is_not_installed_is_one_warning_with_the_remedy(monkeypatch, caplog, tmp_path):

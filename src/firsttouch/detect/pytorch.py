@@ -59,7 +59,7 @@ class TorchCudaSession:
         try:
             self._pinned = torch.from_numpy(empty).pin_memory()
             with torch.inference_mode(), torch.cuda.stream(self._stream):
-                self._input = self._pinned.to("cuda")
+                self._input = self._pinned.to(self.device)
                 for _ in range(3):  # cuDNN chooses its kernels, the allocator finds its size
                     graph(self._input)
                 self._stream.synchronize()

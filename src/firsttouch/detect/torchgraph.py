@@ -1,9 +1,10 @@
 """An ONNX graph as a function of PyTorch tensors, for one input shape: the operators that our own network uses.
 
-What depends on shapes alone is computed once, when the graph is opened; the rest never asks the device for a
-number (the shapes are found on the meta device, which has none to give), so that it can be captured as a CUDA graph. In half precision the convolutions and what
-lies between them are half; what turns their answer into pixels stays float32, which half is too coarse for
-(at 1024 it knows whole pixels only).
+What depends on shapes alone is computed once, when the graph is opened. The rest never asks the device for a number
+(shapes are found on the meta device, which has none to give), so that it can be captured as a CUDA graph.
+
+In half precision the convolutions and what lies between them are half. What turns their answer into pixels stays
+float32: half is too coarse for it (at 1024 it knows whole pixels only).
 """
 
 from __future__ import annotations
