@@ -537,6 +537,8 @@ def test_engine_compare_runs_what_works_and_says_why_the_rest_does_not(model, tm
     assert rows["onnxruntime cpu fp32"]["f1"] == 1
     assert rows["onnxruntime cpu int8"]["problem"] == "no file tiny.int8.onnx"
     assert "no NVIDIA driver" in rows["tensorrt cuda fp16"]["problem"]
+    assert "no NVIDIA driver" in rows["tensorrt-rtx cuda fp32"]["problem"]
+    assert rows["torch cpu fp32"]["problem"]  # no PyTorch, or an operator of this model that it does not know
     refused = CliRunner().invoke(app, ["engine", "build", "--model", str(model)])
     assert isinstance(refused.exception, RuntimeUnavailable)
 

@@ -200,21 +200,28 @@ def test_on_a_gpu_a_graph_is_captured_once_and_replayed_on_the_same_memory(fake_
     assert len({planes.data_ptr() for planes in calls}) == 1
 
 
+def fail_with(error):
+    raise error
+
+
 @needs_torch
-def test_what_goes_wrong_on_a_gpu_while_opening_is_typed(fake_cuda, monkeypatch):
+@needs_model
+def test_what_goes_wrong_on_a_gpu_is_typed(fake_cuda, monkeypatch):
     import torch
 
     from firsttouch.detect import torchgraph
 
     def opening(error):
-        def fail(planes):
-            raise error
-
-        monkeypatch.setattr(torchgraph, "TorchGraph", lambda *_: fail)
+        monkeypatch.setattr(torchgraph, "TorchGraph", lambda *_: lambda planes: fail_with(error))
         return Torch("cuda").open(ModelFile.read(LITE), BOX_OUTPUTS, (1, 6, 96, 160), "fp16")
 
     with pytest.raises(OutOfDeviceMemory):
         opening(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"))
+    session = TorchCudaSession(lambda planes: [], np.zeros(1, np.uint8), "fp16", cuda_graph=True)
+    full = SimpleNamespace(replay=lambda: fail_with(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(session, "_captured", full)
+    with pytest.raises(OutOfDeviceMemory):
+        session.run(np.zeros(1, np.uint8))
     with pytest.raises(RuntimeUnavailable, match="on the GPU: no kernel image"):
         opening(RuntimeError("no kernel image is available\nmore"))
 

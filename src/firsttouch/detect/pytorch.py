@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +43,7 @@ class TorchCpuSession:
 class TorchCudaSession:
     """One input at a fixed address, a stream of its own, and the graph captured once and replayed (`cuda_graph`).
 
-    One run at a time: the addresses are shared. Raises OutOfDeviceMemory, when opened too. Not verified on hardware.
+    One run at a time: the addresses are shared. Opening and running raise OutOfDeviceMemory. Not verified on hardware.
     """
 
     runtime = "torch"
@@ -56,24 +58,21 @@ class TorchCudaSession:
         self._stream = torch.cuda.Stream()
         self._graph = graph
         self._captured = torch.cuda.CUDAGraph() if cuda_graph else None
-        try:
+        with _memory_errors(), torch.inference_mode(), torch.cuda.stream(self._stream):
             self._pinned = torch.from_numpy(empty).pin_memory()
-            with torch.inference_mode(), torch.cuda.stream(self._stream):
-                self._input = self._pinned.to(self.device)
-                for _ in range(3):  # cuDNN chooses its kernels, the allocator finds its size
-                    graph(self._input)
-                self._stream.synchronize()
-                if self._captured is not None:
-                    # thread_local: other sessions may be at work while this one is captured.
-                    with torch.cuda.graph(self._captured, stream=self._stream, capture_error_mode="thread_local"):
-                        self._outputs = graph(self._input)
-        except torch.OutOfMemoryError as exc:
-            raise OutOfDeviceMemory("the GPU has not enough memory for this batch") from exc
+            self._input = self._pinned.to(self.device)
+            for _ in range(3):  # cuDNN chooses its kernels, the allocator finds its size
+                graph(self._input)
+            self._stream.synchronize()
+            if self._captured is not None:
+                # thread_local: other sessions may be at work while this one is captured.
+                with torch.cuda.graph(self._captured, stream=self._stream, capture_error_mode="thread_local"):
+                    self._outputs = graph(self._input)
 
     def run(self, values: Values) -> list[Values]:
         import torch
 
-        with self._lock, torch.inference_mode(), torch.cuda.stream(self._stream):
+        with self._lock, _memory_errors(), torch.inference_mode(), torch.cuda.stream(self._stream):
             self._pinned.copy_(torch.from_numpy(values))
             self._input.copy_(self._pinned, non_blocking=True)
             if self._captured is not None:
@@ -81,6 +80,17 @@ class TorchCudaSession:
             else:
                 self._outputs = self._graph(self._input)
             return [np.array(output.cpu().numpy()) for output in self._outputs]
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """PyTorch's own error for it as ours, which halves the batch."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as exc:
+        raise OutOfDeviceMemory("the GPU has not enough memory for this batch") from exc
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +129,6 @@ class Torch:
             empty = np.zeros(shape, model.facts.inputs[0].element_type)
             torch.backends.cudnn.benchmark = True  # one shape, many runs: trying each kernel once pays
             return TorchCudaSession(graph, empty, precision, self.cuda_graph)
-        except OutOfDeviceMemory:
-            raise
         except RuntimeError as exc:
             first_line = str(exc).strip().splitlines()[0]
             raise RuntimeUnavailable(f"PyTorch cannot run {model.path.name} on the GPU: {first_line}") from exc
