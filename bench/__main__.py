@@ -6,7 +6,7 @@ import importlib
 import sys
 
 NAMES = ("complete", "profiles", "first-frame", "keyframes", "carry", "detector", "answer")
-OTHERS = ("service",)
+OTHERS = ("service", "gpu")
 
 
 def main(arguments: list[str]) -> int:

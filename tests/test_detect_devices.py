@@ -6,10 +6,12 @@ No GPU is needed: the runtimes are fakes that keep the contract, and the real on
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import detect_graphs
 import numpy as np
@@ -19,9 +21,9 @@ from firsttouch.detect import Wish, load_detector, ort
 from firsttouch.detect.choose import choose_among, runtimes_for
 from firsttouch.detect.native import NativeDetector, NativeLayout
 from firsttouch.detect.openvino import OpenVino
-from firsttouch.detect.ort import OrtCpu, OrtCuda, OrtTensorRt, engine_folder, is_out_of_memory
+from firsttouch.detect.ort import OrtCpu, OrtCuda, OrtTensorRt, OrtTensorRtRtx, engine_folder, is_out_of_memory
 from firsttouch.detect.session import ModelFile, OutOfDeviceMemory, Problem
-from firsttouch.detect.yolo import CombinedDetector
+from firsttouch.detect.yolo import CombinedDetector, YoloModel
 from firsttouch.errors import ModelNotFound, RuntimeUnavailable, SettingsError
 
 BOXES = np.array([[100, 60, 140, 90]], np.float32)
@@ -159,6 +161,8 @@ def test_what_an_operator_may_wish_for_is_checked():
         (Wish(device="cuda", tensorrt=True), [OrtTensorRt, OrtCuda]),
         (Wish(device="cpu", runtime="openvino"), [OpenVino]),
         (Wish(runtime="tensorrt"), [OrtTensorRt]),
+        (Wish(runtime="tensorrt-rtx"), [OrtTensorRtRtx]),
+        (Wish(device="cuda", runtime="tensorrt-rtx"), [OrtTensorRtRtx]),
     ],
 )
 def test_only_what_is_wished_for_is_tried(wish, kinds):
@@ -268,6 +272,22 @@ def test_out_of_memory_halves_the_batch_and_goes_on(model, caplog):
     assert len(caplog.records) == 2
 
 
+def test_out_of_memory_while_opening_halves_the_batch_too(model, caplog):
+    class Opening(FakeRuntime):
+        def open(self, file, outputs, shape, precision):
+            self.fails = OutOfDeviceMemory("too many frames") if shape[0] > 2 else None
+            return super().open(file, outputs, shape, precision)
+
+    small = Opening()
+    with caplog.at_level(logging.WARNING):
+        detector = NativeDetector(
+            ModelFile.read(model), lambda m, o, s: small.open(m, o, s, "fp16"), img_size=160, batch_size=8
+        )
+    assert detector.batch_size == 2
+    assert [shape[0] for _, _, shape in small.opened] == [8, 4, 2]
+    assert len(caplog.records) == 2
+
+
 def test_a_device_without_memory_for_one_frame_says_so(model):
     none = FakeRuntime(memory=0)
     detector = NativeDetector(ModelFile.read(model), lambda m, o, s: none.open(m, o, s, "fp16"), img_size=160)
@@ -300,6 +320,142 @@ def test_on_a_gpu_an_operators_models_run_side_by_side():
     planes = np.zeros((64, 96), np.uint8), np.full((32, 48), 128, np.uint8), np.full((32, 48), 128, np.uint8)
     found = detector.detect([detector.prepare(*planes)], [0], 96, 64, pitch=True)
     assert len(found[0]) == 0
+
+
+def test_side_by_side_gives_what_one_after_the_other_gives(tmp_path):
+    """Real sessions of the CPU that say they are on a GPU: the same answer, from one thread for each model."""
+    values = np.random.default_rng(3).random((1, 300, 6), np.float32)
+    values[..., :2] *= 300
+    values[..., 2:4] = values[..., :2] + 10 + 60 * values[..., 2:4]
+    values[..., 5] = 0
+    points = np.concatenate([values[:, :1], np.full((1, 1, 96), 50, np.float32)], axis=2)
+    points[0, 0, 4] = 0.9
+    pose = {"names": "{0: 'pitch'}", "kpt_shape": "[32, 3]", "task": "pose"}
+    threads = set()
+
+    class Elsewhere(FakeSession):
+        def run(self, values):
+            threads.add(threading.get_ident())
+            return super().run(values)
+
+    def detector(device):
+        models = []
+        for role, (output, facts) in {
+            "player": (values, {"names": "{0: 'player'}"}),
+            "ball": (values[:, ::-1] * np.float32(0.9), {"names": "{0: 'ball'}"}),
+            "pitch": (points, pose),
+        }.items():
+            path = detect_graphs.constant(tmp_path / f"{role}.onnx", output, (640, 640), facts)
+            models.append(
+                YoloModel(
+                    ModelFile.read(path),
+                    role,
+                    lambda m, o, s: Elsewhere(OrtCpu().open(m, o, s, "fp32"), device, "onnxruntime", "fp32", 0.01),
+                    None,
+                )
+            )
+        return CombinedDetector(models, None, confidence=0.3, max_detections=500)
+
+    planes = np.full((640, 640), 90, np.uint8), *(np.full((320, 320), 128, np.uint8),) * 2
+    answers, used = [], []
+    for device in ("cpu", "cuda"):
+        threads.clear()
+        combined = detector(device)
+        inputs = [combined.prepare(*planes)] * 2
+        answers.append(combined.detect(inputs, [4, 5], 640, 640, pitch=True))
+        used.append(len(threads))
+    assert used[0] == 1
+    assert used[1] > 1
+    for one, other in zip(*answers, strict=True):
+        assert one.frame_number == other.frame_number
+        assert set(one.class_id) == {0, 2}
+        assert (one.keypoints[:, 2] > 0).any()
+        np.testing.assert_array_equal(one.xyxy, other.xyxy)
+        np.testing.assert_array_equal(one.class_scores, other.class_scores)
+        np.testing.assert_array_equal(one.keypoints, other.keypoints)
+
+
+@pytest.fixture
+def plugin(monkeypatch):
+    """A machine with an RTX GPU and the plug-in, as far as ONNX Runtime shows them; what was asked of it."""
+    asked = SimpleNamespace(registered=[], options=[], providers=["NvTensorRTRTXExecutionProvider"])
+    name = "NvTensorRTRTXExecutionProvider"
+    module = SimpleNamespace(get_ep_name=lambda: name, get_library_path=lambda: "/lib/plugin.so")
+    monkeypatch.setattr(ort, "_nvidia_smi", lambda _: "NVIDIA GeForce RTX 4090")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    monkeypatch.setitem(sys.modules, ort.RTX_PACKAGE, module)
+    runtime = ort.onnxruntime
+    monkeypatch.setattr(runtime, "register_execution_provider_library", lambda *a: asked.registered.append(a))
+    gpus = [SimpleNamespace(ep_name="CPUExecutionProvider"), SimpleNamespace(ep_name=name)]
+    monkeypatch.setattr(runtime, "get_ep_devices", lambda: gpus)
+    options = SimpleNamespace(add_provider_for_devices=lambda *a: asked.options.append(a))
+    monkeypatch.setattr(ort, "session_options", lambda *_: options)
+
+    def opened(file, outputs, given, providers):
+        assert given is options
+        assert providers is None
+        return SimpleNamespace(get_providers=lambda: asked.providers, run=lambda *_: [np.zeros(1)])
+
+    monkeypatch.setattr(ort, "open_session", opened)
+    ort._register_plugin.cache_clear()
+    asked.gpus = gpus
+    yield asked
+    ort._register_plugin.cache_clear()
+
+
+def test_the_rtx_plug_in_is_registered_once_and_given_its_gpu_and_cache(model, tmp_path, plugin):
+    runtime, file = OrtTensorRtRtx(tmp_path), ModelFile.read(model)
+    assert runtime.problem("fp32") is None
+    sessions = [runtime.open(file, ("boxes",), (batch, 6, 96, 160), "fp32") for batch in (1, 4)]
+    assert plugin.registered == [("NvTensorRTRTXExecutionProvider", "/lib/plugin.so")]
+    assert [devices for devices, _ in plugin.options] == [[plugin.gpus[1]]] * 2
+    folders = {Path(options["nv_runtime_cache_path"]) for _, options in plugin.options}
+    assert len(folders) == 2
+    assert all(folder.is_dir() and folder.parent == tmp_path / "engines" for folder in folders)
+    assert {(s.runtime, s.device, s.on_calling_thread) for s in sessions} == {("tensorrt-rtx", "cuda", False)}
+    assert sessions[0].run(np.zeros(1))[0].shape == (1,)
+
+
+def _broken_library(plugin, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("Failed to load library: libcuda.so.1\nmore")
+
+    monkeypatch.setattr(ort.onnxruntime, "register_execution_provider_library", refuse)
+
+
+def _no_gpu_it_drives(plugin, monkeypatch):
+    del plugin.gpus[1]
+
+
+def _silent(plugin, monkeypatch):
+    plugin.providers = ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (_broken_library, "does not load: Failed to load library: libcuda.so.1."),
+        (_no_gpu_it_drives, "finds no GPU that it drives"),
+        (_silent, "fell back to CPUExecutionProvider"),
+    ],
+)
+def test_an_rtx_plug_in_that_does_not_work_is_one_warning(model, tmp_path, plugin, monkeypatch, caplog, fault, reason):
+    fault(plugin, monkeypatch)
+    wish = Wish(runtime="tensorrt-rtx", cache_dir=tmp_path)
+    with caplog.at_level(logging.WARNING):
+        chosen = choose_among(runtimes_for(wish), model, wish, LAYOUT)
+    assert (chosen.runtime.name, chosen.runtime.device) == ("onnxruntime", "cpu")
+    assert len(caplog.records) == 1
+    assert f"RUNTIME=tensorrt-rtx cannot be met: the TensorRT-RTX plug-in {reason}" in caplog.text or (
+        fault is _silent and reason in caplog.text
+    )
+
+
+def test_an_rtx_plug_in_that_is_not_there_says_how_to_get_it(tmp_path, plugin, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert "firsttouch[tensorrt-rtx]" in OrtTensorRtRtx(tmp_path).problem("fp32").remedy
+    monkeypatch.setattr(ort, "_nvidia_smi", lambda _: "")
+    assert "no NVIDIA driver" in OrtTensorRtRtx(tmp_path).problem("fp32").reason
 
 
 def test_openvino_answers_as_onnx_runtime_does(model):
@@ -381,6 +537,8 @@ def test_engine_compare_runs_what_works_and_says_why_the_rest_does_not(model, tm
     assert rows["onnxruntime cpu fp32"]["f1"] == 1
     assert rows["onnxruntime cpu int8"]["problem"] == "no file tiny.int8.onnx"
     assert "no NVIDIA driver" in rows["tensorrt cuda fp16"]["problem"]
+    assert "no NVIDIA driver" in rows["tensorrt-rtx cuda fp32"]["problem"]
+    assert rows["torch cpu fp32"]["problem"]  # no PyTorch, or an operator of this model that it does not know
     refused = CliRunner().invoke(app, ["engine", "build", "--model", str(model)])
     assert isinstance(refused.exception, RuntimeUnavailable)
 

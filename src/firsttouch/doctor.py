@@ -41,7 +41,13 @@ LONG_GOP_SECONDS = 4.0
 OPEN_SECONDS = 30.0
 LATE_SECONDS = 0.05
 
-RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
+RUNTIMES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-openvino",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    "torch",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,9 +115,9 @@ class Settings(BaseSettings):
     model_player: Path | None = setting(None, "an operator's own ONNX detector instead of the bundled one")
     model_ball: Path | None = setting(None, "an operator's own ONNX ball detector")
     model_pitch: Path | None = setting(None, "an operator's own ONNX pitch key-point model")
-    runtime: Annotated[Literal["auto", "onnxruntime", "openvino", "tensorrt"], BeforeValidator(_lower)] = setting(
-        "auto", "what runs the models; openvino is an extra, and opens slowly"
-    )
+    runtime: Annotated[
+        Literal["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "torch"], BeforeValidator(_lower)
+    ] = setting("auto", "what runs the models; openvino, tensorrt, tensorrt-rtx and torch are extras")
     precision: Annotated[Literal["auto", "fp32", "int8", "bf16", "fp16"], BeforeValidator(_lower)] = setting(
         "auto", "of the model; auto takes the fastest that works here, by a short test"
     )

@@ -95,15 +95,16 @@ def compare_runtimes(data: Path, model: Path | None = None) -> list[dict[str, An
     """One row for each runtime and precision: time and agreement, or why it does not work here."""
     from firsttouch.detect import BUNDLED_MODEL
     from firsttouch.detect.openvino import OpenVino
-    from firsttouch.detect.ort import OrtCpu, OrtCuda, OrtTensorRt
+    from firsttouch.detect.ort import OrtCpu, OrtCuda, OrtTensorRt, OrtTensorRtRtx
     from firsttouch.detect.planes import read_picture
+    from firsttouch.detect.pytorch import Torch
 
     path = model or BUNDLED_MODEL
     files = sorted(f for f in data.rglob("*") if f.suffix.lower() in (".jpg", ".jpeg", ".png"))[:PICTURES]
     pictures = [p for f in files if (p := read_picture(f)) is not None]
     if not pictures:
         raise SettingsError(f"no pictures under {data}", hint="give a folder of JPEG or PNG files")
-    tensorrt = OrtTensorRt(Path("~/.cache/firsttouch").expanduser())
+    cache_dir = Path("~/.cache/firsttouch").expanduser()
     tried: list[tuple[Runtime, str, str]] = [
         (OrtCpu(), "fp32", ".onnx"),
         (OrtCpu(), "int8", ".int8.onnx"),
@@ -112,7 +113,11 @@ def compare_runtimes(data: Path, model: Path | None = None) -> list[dict[str, An
         (OpenVino(), "bf16", ".onnx"),
         (OrtCuda(), "fp32", ".onnx"),
         (OrtCuda(), "fp16", ".fp16.onnx"),
-        (tensorrt, "fp16", ".onnx"),
+        (OrtTensorRt(cache_dir), "fp16", ".onnx"),
+        (OrtTensorRtRtx(cache_dir), "fp32", ".onnx"),
+        (OrtTensorRtRtx(cache_dir), "fp16", ".fp16.onnx"),
+        (Torch("cpu"), "fp32", ".onnx"),
+        (Torch("cuda"), "fp16", ".onnx"),
     ]
     rows: list[dict[str, Any]] = []
     reference = None

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from firsttouch.detect.openvino import OpenVino
-from firsttouch.detect.ort import OrtCoreMl, OrtCpu, OrtCuda, OrtTensorRt
+from firsttouch.detect.ort import OrtCoreMl, OrtCpu, OrtCuda, OrtTensorRt, OrtTensorRtRtx
+from firsttouch.detect.pytorch import Torch
 from firsttouch.detect.session import (
     ModelFile,
     Problem,
@@ -25,6 +26,8 @@ from firsttouch.errors import ModelMismatch, ModelNotFound, RuntimeUnavailable
 
 log = logging.getLogger(__name__)
 
+_MAKES_HALF = ("tensorrt", "torch")
+"""Runtimes that make FP16 of the fp32 file themselves."""
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "asimddp", "i8mm"})
 
 Layout = Callable[[ModelFile], tuple[tuple[str, ...], tuple[int, ...]]]
@@ -64,6 +67,10 @@ def runtimes_for(wish: Wish) -> list[Runtime]:
         everything.insert(0, OrtTensorRt(wish.cache_dir.expanduser()))
     if wish.runtime == "openvino":
         everything.append(OpenVino())
+    if wish.runtime == "tensorrt-rtx":
+        everything.append(OrtTensorRtRtx(wish.cache_dir.expanduser()))
+    if wish.runtime == "torch":
+        everything += [Torch("cuda"), Torch("cpu")]
     if wish.device == "mps" or sys.platform == "darwin":
         everything.insert(0, OrtCoreMl())
     return [
@@ -108,9 +115,11 @@ def _files(path: Path, runtime: Runtime, precision: str) -> list[tuple[Path, str
             raise ModelNotFound(f"no model {quantised}", hint="int8 needs a quantised file beside the model")
         return [(quantised, "int8")]
     if precision != "auto":
-        return [(half if precision == "fp16" and runtime.name != "tensorrt" and half.exists() else path, precision)]
+        return [
+            (half if precision == "fp16" and runtime.name not in _MAKES_HALF and half.exists() else path, precision)
+        ]
     if runtime.device == "cuda":
-        if runtime.name == "tensorrt":
+        if runtime.name in _MAKES_HALF:
             return [(path, "fp16")]
         return [(half, "fp16")] if half.exists() else [(path, "fp32")]
     if runtime.device == "cpu" and quantised.exists() and has_int8_instructions():

@@ -84,9 +84,12 @@ class NativeDetector:
     def opened(self, pitch: bool) -> tuple[Session, int]:
         """What runs with or without the key-point head, and its batch; opened on the first call for it."""
         with self._lock:
-            if pitch not in self._sessions:
+            while pitch not in self._sessions:
                 outputs = ALL_OUTPUTS if pitch else BOX_OUTPUTS
-                self._sessions[pitch] = self._open(self._model, outputs, (self.batch_size, *self.canvas.shape))
+                try:
+                    self._sessions[pitch] = self._open(self._model, outputs, (self.batch_size, *self.canvas.shape))
+                except OutOfDeviceMemory:
+                    self._halve(self.batch_size)
             return self._sessions[pitch], self.batch_size
 
     def prepare(self, y: Plane, u: Plane, v: Plane, out: Plane | None = None) -> Plane:
@@ -112,16 +115,17 @@ class NativeDetector:
             try:
                 return session.run(self._stacked(batch, size)), len(batch)
             except OutOfDeviceMemory:
-                self._halve(size)
+                with self._lock:
+                    self._halve(size)
 
     def _halve(self, size: int) -> None:
-        with self._lock:
-            if self.batch_size == size:
-                if size == 1:
-                    raise OutOfDeviceMemory("the device has not enough memory for one frame")
-                self.batch_size = size // 2
-                self._sessions.clear()
-                log.warning("out of memory with %d frames in a batch: going on with %d", size, size // 2)
+        """With the lock held; nothing where another thread has done so."""
+        if self.batch_size == size:
+            if size == 1:
+                raise OutOfDeviceMemory("the device has not enough memory for one frame")
+            self.batch_size = size // 2
+            self._sessions.clear()
+            log.warning("out of memory with %d frames in a batch: going on with %d", size, size // 2)
 
     def _stacked(self, batch: Sequence[Plane], size: int) -> Plane:
         """Inputs as one array of the fixed batch size; a short last batch is filled up with zeros."""

@@ -1,13 +1,17 @@
-"""ONNX Runtime: on the CPU (always there), on CUDA and TensorRT where a GPU build of it is installed.
+"""ONNX Runtime: on the CPU (always there), on CUDA and TensorRT where a GPU build of it is installed, and on
+TensorRT for RTX where that plug-in is.
 
 ONNX Runtime falls back to the CPU without a word, so `get_providers()` of the opened session decides what we
-say. CUDA, TensorRT and Core ML are not verified on hardware: their selection, options, cache keys and fall-back
-are tested with fakes.
+say. CUDA, TensorRT, its plug-in and Core ML are not verified on hardware: their selection, options, cache keys and
+fall-back are tested with fakes.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib
+import importlib.util
 import json
 import platform
 import subprocess
@@ -28,12 +32,16 @@ DEVICE_OF_PROVIDER = {
     "CPUExecutionProvider": "cpu",
     "CUDAExecutionProvider": "cuda",
     "TensorrtExecutionProvider": "cuda",
+    "NvTensorRTRTXExecutionProvider": "cuda",
     "CoreMLExecutionProvider": "mps",
 }
 GPU_WHEEL_REMEDY = (
     "pip uninstall onnxruntime && pip install 'firsttouch[gpu]' "
     "(onnxruntime and onnxruntime-gpu are the same module and exclude each other)"
 )
+
+RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
+_NO_DRIVER = Problem("no NVIDIA driver answers (nvidia-smi)", "install the driver, or set DEVICE=cpu")
 
 
 class OrtSession:
@@ -216,6 +224,88 @@ class OrtTensorRt:
         return folder.is_dir() and any(folder.glob("*.engine"))
 
 
+class PluginSession(OrtSession):
+    """A model on a plug-in provider, one run at a time: numpy arrays in and out, which ONNX Runtime copies itself.
+
+    Not verified on hardware.
+    """
+
+    runtime = "tensorrt-rtx"
+
+    def __init__(self, session: Any, input_name: str, outputs: Sequence[str], precision: str) -> None:
+        super().__init__(session, input_name, outputs, precision)
+        self._lock = threading.Lock()
+
+    def run(self, values: Values) -> list[Values]:
+        with self._lock:
+            try:
+                return super().run(values)
+            except Exception as exc:
+                if is_out_of_memory(exc):
+                    raise OutOfDeviceMemory("the GPU has not enough memory for this batch") from exc
+                raise
+
+
+@dataclass(frozen=True, slots=True)
+class OrtTensorRtRtx:
+    """TensorRT for RTX, a plug-in of the plain ONNX Runtime that compiles in seconds. Not verified on hardware.
+
+    Strongly typed: FP16 is what an `.fp16.onnx` file says. What it compiles is kept in `cache_dir`, for this model,
+    shape, GPU and these versions only.
+    """
+
+    cache_dir: Path
+    name: str = "tensorrt-rtx"
+    device: str = "cuda"
+
+    def problem(self, precision: str) -> Problem | None:
+        if not _nvidia_smi("name"):
+            return _NO_DRIVER
+        if importlib.util.find_spec(RTX_PACKAGE) is None:
+            return Problem("the TensorRT-RTX plug-in is not installed", "pip install 'firsttouch[tensorrt-rtx]'")
+        if not hasattr(onnxruntime, "register_execution_provider_library"):
+            return Problem(f"ONNX Runtime {onnxruntime.__version__} takes no plug-ins", "install onnxruntime>=1.24")
+        return _not_on_gpu(precision)
+
+    def open(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str) -> Session:
+        """Raises RuntimeUnavailable when the plug-in does not load or finds no GPU, and as `open_session`."""
+        devices = _plugin_devices()
+        folder = engine_folder(self.cache_dir, model, outputs, shape, f"rtx {precision}")
+        folder.mkdir(parents=True, exist_ok=True)
+        options = session_options(model, shape)
+        options.add_provider_for_devices(devices[:1], {"nv_runtime_cache_path": str(folder)})
+        session = open_session(model, outputs, options, None)
+        return _checked(PluginSession(session, model.facts.inputs[0].name, outputs, precision), self.device)
+
+
+def _plugin_devices() -> list[Any]:
+    """The GPUs that the plug-in drives."""
+    try:
+        name = _register_plugin()
+    except Exception as exc:  # the pybind exceptions have no common base but Exception
+        first_line = str(exc).strip().splitlines()[0]
+        raise RuntimeUnavailable(
+            f"the TensorRT-RTX plug-in does not load: {first_line}",
+            hint="it needs an NVIDIA driver for CUDA 13, and onnxruntime 1.24 or later",
+        ) from exc
+    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
+    if not devices:
+        raise RuntimeUnavailable(
+            "the TensorRT-RTX plug-in finds no GPU that it drives",
+            hint="it drives RTX GPUs from Ampere on; set RUNTIME=tensorrt or onnxruntime for others",
+        )
+    return devices
+
+
+@functools.cache
+def _register_plugin() -> str:
+    """Registered once a process; the provider's name."""
+    plugin = importlib.import_module(RTX_PACKAGE)
+    name = str(plugin.get_ep_name())
+    onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
+    return name
+
+
 def engine_folder(
     cache_dir: Path,
     model: ModelFile,
@@ -244,6 +334,7 @@ def gpu_facts() -> dict[str, str]:
         "driver": _nvidia_smi("driver_version"),
         "onnxruntime": onnxruntime.__version__,
         "tensorrt": _version("tensorrt-cu13") or _version("tensorrt-cu12") or _version("tensorrt"),
+        "tensorrt-rtx": _version("onnxruntime-ep-nv-tensorrt-rtx-cu13"),
         "cudnn": _version("nvidia-cudnn-cu13") or _version("nvidia-cudnn-cu12"),
     }
 
@@ -267,7 +358,7 @@ def _version(package: str) -> str:
 def _no_gpu(provider: str) -> Problem | None:
     """Why there is no GPU to be had, the plainest reason first."""
     if not _nvidia_smi("name"):
-        return Problem("no NVIDIA driver answers (nvidia-smi)", "install the driver, or set DEVICE=cpu")
+        return _NO_DRIVER
     if provider not in onnxruntime.get_available_providers():
         return Problem(f"ONNX Runtime {onnxruntime.__version__} was built without {provider}", GPU_WHEEL_REMEDY)
     return None
@@ -307,7 +398,8 @@ def session_options(model: ModelFile, shape: tuple[int, ...]) -> Any:
     return options
 
 
-def open_session(model: ModelFile, outputs: tuple[str, ...], options: Any, providers: list[Any]) -> Any:
+def open_session(model: ModelFile, outputs: tuple[str, ...], options: Any, providers: list[Any] | None) -> Any:
+    """`providers` is None where the options name a plug-in's devices. Raises ModelMismatch."""
     try:
         return onnxruntime.InferenceSession(model.cut_to(outputs), options, providers=providers)
     except Exception as exc:  # the pybind exceptions have no common base but Exception

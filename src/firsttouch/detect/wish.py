@@ -8,7 +8,7 @@ from pathlib import Path
 from firsttouch.errors import SettingsError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-RUNTIMES = ("auto", "onnxruntime", "openvino", "tensorrt")
+RUNTIMES = ("auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "torch")
 PRECISIONS = ("auto", "fp32", "int8", "bf16", "fp16")
 
 
