@@ -40,8 +40,9 @@ of both cores: on a machine that is merely busy, killing early makes all later a
 KEPT_SECONDS = 0.02
 """How long after its deadline the best so far becomes a job's answer: the pipeline has a reserve before it."""
 
-LATE_SECONDS = 0.5
-"""How long after its deadline a job that has answered nothing yet may still do so."""
+LATE_SECONDS = 0.07
+"""How long after its deadline a job that has answered nothing yet may still do so: a first answer is soon written, and
+the service promises its callers 50 ms after theirs, which is at least another 50 ms later."""
 
 UNREAD_MESSAGES = 8
 """More than these wait in the socket, so that a child that talks without end fills no memory of ours."""
@@ -65,6 +66,10 @@ class Job:
     challenge_id: str | None = None
     pictures: Sequence[tuple[int, str | None, bytes]] = ()
     """(frame_id, URL, or the picture's bytes) of each; then `url` is not used."""
+    budget_seconds: float | None = None
+    """What its caller asked for; None: what the settings say."""
+    reserve_seconds: float = 0.0
+    """How much sooner than the caller's deadline this one is, for what is done with the answer."""
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import os
 from dataclasses import dataclass, field
@@ -19,13 +20,18 @@ from firsttouch.pipeline import Analysis
 from firsttouch.predict import Rates
 from firsttouch.server.desk import Cage, Desk
 from firsttouch.server.metrics import Metrics
+from firsttouch.server.writing import Challenges
 from firsttouch.settings import Settings
 from firsttouch.wallet import own_hotkey
 
 log = logging.getLogger(__name__)
 
 ANSWER_RESERVE_SECONDS = 0.05
-"""Kept for crossing the process border, writing and compressing 750 frames."""
+"""Kept at least, for crossing the process border and writing and compressing 750 frames (35 ms on an idle core)."""
+
+LONGEST_RESERVE_SECONDS = 0.25
+RESERVE_DECAY = 0.95
+"""The slowest writing of late is what the next answer must reckon with: it is forgotten by a twentieth an answer."""
 
 LONGEST_SECONDS = 230.0
 """A caller waits 240 s at most."""
@@ -46,6 +52,9 @@ class Service:
     stakes: Stakes | None
     metrics: Metrics = field(default_factory=Metrics)
     draining: bool = False
+    challenges: Challenges = field(default_factory=Challenges)
+    reserve_seconds: float = ANSWER_RESERVE_SECONDS
+    """What is kept of each budget for writing the answer."""
     rates: Rates | None = None
     """What the last whole answer has shown of this machine and its links: for TIME_BUDGET_S=auto."""
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -69,6 +78,8 @@ class Service:
     async def start(self) -> None:
         for line in warnings_of(self.settings):
             log.warning(line)
+        gc.collect()
+        gc.freeze()  # what was imported stays: the collector would walk over it while an answer is written
         self.engine.start()
         self._tasks.append(asyncio.create_task(self._sweep()))
         if self.stakes is not None:
@@ -105,11 +116,16 @@ class Service:
     ) -> Job:
         """A job whose deadline counts from the arrival of its request."""
         budget = seconds if seconds is not None else self.settings.deadline_with(self.rates)
-        total = LONGEST_SECONDS if budget is None else budget - ANSWER_RESERVE_SECONDS
+        total = LONGEST_SECONDS if budget is None else budget - self.reserve_seconds
         if budget is not None and self.settings.start_budget_after_first_frame:
             total = min(LONGEST_SECONDS, FIRST_FRAME_SECONDS + budget)
         deadline = Deadline(arrived.started + total, arrived.clock)
-        return Job(url, deadline, partial, every_frame, challenge_id, pictures)
+        return Job(url, deadline, partial, every_frame, challenge_id, pictures, seconds, self.reserve_seconds)
+
+    def wrote(self, seconds: float) -> None:
+        """Writing an answer took so long: the next jobs leave at least that much."""
+        reserve = max(seconds, self.reserve_seconds * RESERVE_DECAY, ANSWER_RESERVE_SECONDS)
+        self.reserve_seconds = min(reserve, LONGEST_RESERVE_SECONDS)
 
     async def _sweep(self) -> None:
         while True:
@@ -137,6 +153,7 @@ class Service:
         watch("firsttouch_engines_idle", "Warm engines without a job", lambda: engine.idle)
         watch("firsttouch_engine_starts", "Engines started so far", lambda: engine.stats.started)
         watch("firsttouch_shared", "Requests that shared another's computation", lambda: desk.joined)
+        watch("firsttouch_reserve_seconds", "Kept for writing the answer", lambda: self.reserve_seconds)
         watch("firsttouch_nonces", "Nonces remembered", lambda: len(self.gate.nonces))
         for ending in ("overstayed", "ate too much memory", "died"):
             name = f"firsttouch_engine_restarts_{ending.replace(' ', '_')}"
