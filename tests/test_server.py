@@ -6,7 +6,6 @@ import base64
 import gzip
 import json
 import socket
-import threading
 import time
 import zlib
 from collections.abc import Iterator
