@@ -171,8 +171,9 @@ def test_the_deadline_counts_from_the_arrival_and_leaves_a_reserve() -> None:
         took = time.monotonic() - begun
         assert len(answer.json()["frames"]) == 3
         assert 0.4 < took < 5.0
-        moment = client.engine.jobs[-1].deadline.moment  # type: ignore[attr-defined]
-        assert 0.55 <= moment - begun < 0.55 + took
+        job = client.engine.jobs[-1]  # type: ignore[attr-defined]
+        assert 0.05 <= job.reserve_seconds <= 0.25
+        assert 0.6 <= job.deadline.moment + job.reserve_seconds - begun < 0.6 + took
 
 
 def test_the_same_clip_is_computed_once_for_all_who_ask_together() -> None:
@@ -231,16 +232,24 @@ def test_different_budgets_do_not_share_a_computation() -> None:
 
 def test_slow_writing_makes_the_next_deadlines_earlier_until_it_is_forgotten() -> None:
     service = Service.of(Settings(**OPEN, time_budget_s=2.0), FakeEngine())
-    arrived = Stopwatch(clock=lambda: 100.0)
-    assert service.job(arrived, CLIP).deadline.moment == pytest.approx(101.95)
-    service.wrote(0.2)
-    job = service.job(arrived, CLIP)
-    assert (job.deadline.moment, job.reserve_seconds) == (pytest.approx(101.8), 0.2)
-    service.wrote(60.0)
-    assert service.job(arrived, CLIP).deadline.moment == pytest.approx(101.75)  # a stalled machine takes no more
-    for _ in range(100):
-        service.wrote(0.01)
-    assert service.job(arrived, CLIP).deadline.moment == pytest.approx(101.95)
+    now = 100.0
+    arrived = Stopwatch(clock=lambda: now)
+
+    def written_after_its_deadline(seconds: float) -> float:
+        """How long before the caller's deadline the engine's is, for the next job."""
+        nonlocal now
+        job = service.job(arrived, CLIP)
+        now = job.deadline.moment + seconds
+        service.wrote(job)
+        now = 100.0
+        following = service.job(arrived, CLIP)
+        assert following.deadline.moment + following.reserve_seconds == pytest.approx(102.0)
+        return following.reserve_seconds
+
+    assert written_after_its_deadline(0.2) == pytest.approx(0.2)
+    assert written_after_its_deadline(60.0) == pytest.approx(0.25)  # a stalled machine takes no more
+    assert written_after_its_deadline(-0.5) == pytest.approx(0.95 * 0.25)
+    assert [written_after_its_deadline(0.01) for _ in range(100)][-1] == pytest.approx(0.05)
 
 
 def test_different_clips_wait_their_turn_and_too_many_are_refused_with_retry_after() -> None:

@@ -328,12 +328,9 @@ def _key(job: Job) -> tuple[object, ...]:
 async def _in_thread(write: Callable[[bool], bytes], request: Request, service: Service, job: Job) -> Response:
     """The written answer, compressed when the caller accepts that."""
     compress = writing.accepts_gzip(request.headers.get("accept-encoding", ""))
-    begun = job.deadline.clock()
     body = await asyncio.to_thread(write, compress)
-    service.wrote(job.deadline.clock() - begun)
+    service.wrote(job)
     headers = {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"} if compress else {"Vary": "Accept-Encoding"}
-    late = job.deadline.clock() - job.deadline.moment - job.reserve_seconds
-    service.metrics.late_seconds.observe(max(0.0, late))
     log.info("answered", extra={"seconds": round(_arrived(request).elapsed, 4), "bytes": len(body)})
     return Response(body, headers=headers, media_type="application/json")
 

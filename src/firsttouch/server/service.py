@@ -26,12 +26,15 @@ from firsttouch.wallet import own_hotkey
 
 log = logging.getLogger(__name__)
 
-ANSWER_RESERVE_SECONDS = 0.05
+LEAST_RESERVE_SECONDS = 0.05
 """Kept at least, for crossing the process border and writing and compressing 750 frames (35 ms on an idle core)."""
+
+FIRST_RESERVE_SECONDS = 0.1
+"""Kept until this machine has shown how long it takes."""
 
 LONGEST_RESERVE_SECONDS = 0.25
 RESERVE_DECAY = 0.95
-"""The slowest writing of late is what the next answer must reckon with: it is forgotten by a twentieth an answer."""
+"""The slowest answer of late is what the next one must reckon with: it is forgotten by a twentieth an answer."""
 
 LONGEST_SECONDS = 230.0
 """A caller waits 240 s at most."""
@@ -53,7 +56,7 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     draining: bool = False
     challenges: Challenges = field(default_factory=Challenges)
-    reserve_seconds: float = ANSWER_RESERVE_SECONDS
+    reserve_seconds: float = FIRST_RESERVE_SECONDS
     """What is kept of each budget for writing the answer."""
     rates: Rates | None = None
     """What the last whole answer has shown of this machine and its links: for TIME_BUDGET_S=auto."""
@@ -122,9 +125,14 @@ class Service:
         deadline = Deadline(arrived.started + total, arrived.clock)
         return Job(url, deadline, partial, every_frame, challenge_id, pictures, seconds, self.reserve_seconds)
 
-    def wrote(self, seconds: float) -> None:
-        """Writing an answer took so long: the next jobs leave at least that much."""
-        reserve = max(seconds, self.reserve_seconds * RESERVE_DECAY, ANSWER_RESERVE_SECONDS)
+    def wrote(self, job: Job) -> None:
+        """The answer to a job is written. What passed since its deadline is what the next jobs keep for that.
+
+        Not the time until it is sent: a caller that reads slowly must not shorten everybody's budget.
+        """
+        after = job.deadline.clock() - job.deadline.moment
+        self.metrics.late_seconds.observe(max(0.0, after - job.reserve_seconds))
+        reserve = max(after, self.reserve_seconds * RESERVE_DECAY, LEAST_RESERVE_SECONDS)
         self.reserve_seconds = min(reserve, LONGEST_RESERVE_SECONDS)
 
     async def _sweep(self) -> None:
