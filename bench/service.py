@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -359,13 +360,16 @@ def _wait_ready(running: Running) -> None:
         time.sleep(0.1)
 
 
-def _ready_engines(port: int) -> int:
-    import urllib.request
-
+def metric(port: int, name: str) -> float:
+    """A gauge of the service, 0 when it does not answer."""
     with suppress(OSError):
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
-        return int(float(text.partition("\nfirsttouch_engines_idle ")[2].split()[0]))
-    return 0
+        return float(text.partition(f"\n{name} ")[2].split()[0])
+    return 0.0
+
+
+def _ready_engines(port: int) -> int:
+    return int(metric(port, "firsttouch_engines_idle"))
 
 
 async def settled(running: Running) -> Held:

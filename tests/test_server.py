@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import json
+import logging
 import socket
 import time
 import zlib
@@ -24,6 +26,7 @@ from firsttouch.clock import Stopwatch
 from firsttouch.commands import serve
 from firsttouch.commands.sign import curl_command
 from firsttouch.errors import SettingsError
+from firsttouch.logs import JsonLines
 from firsttouch.metagraph import Metagraph
 from firsttouch.server import create_app, writing
 from firsttouch.server.service import Service
@@ -484,6 +487,23 @@ def test_health_readiness_and_metrics() -> None:
         assert 'firsttouch_refusals_total{reason="Busy"} 1.0' in text
         assert 'firsttouch_frames_total{how="carried"} 40.0' in text
         assert "firsttouch_queue_length 0.0" in text
+
+
+def test_the_log_has_one_json_object_a_line_with_challenge_id_and_stage_times(client: httpx.Client) -> None:
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(JsonLines())
+    logger = logging.getLogger("firsttouch.server")
+    logger.addHandler(handler)
+    try:
+        client.post("/soccer/challenge", json=challenge(challenge_id="logged-1"))
+    finally:
+        logger.removeHandler(handler)
+    lines = {line["message"]: line for line in map(json.loads, written.getvalue().splitlines())}
+    assert lines.keys() == {"Challenge received: logged-1", "computed", "answered"}
+    assert all(line["challenge_id"] == "logged-1" for line in lines.values())
+    assert lines["computed"]["stage_seconds"] == {"total": 0.1, "decode": 0.05}
+    assert lines["answered"]["bytes"] > 100
 
 
 def test_unknown_paths_do_not_become_labels(client: httpx.Client) -> None:

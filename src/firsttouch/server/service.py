@@ -142,6 +142,17 @@ class Service:
 
     def _done(self, analysis: Analysis) -> None:
         self.metrics.analyzed(analysis)
+        stages = {name: round(seconds, 4) for name, seconds in analysis.stage_seconds.items()}
+        log.info(
+            "computed",
+            extra={
+                "stage_seconds": stages,
+                "frames": len(analysis.frames),
+                "frames_detected": analysis.frames_detected,
+                "bytes_fetched": analysis.bytes_fetched,
+                "stopped_by": analysis.stopped_by,
+            },
+        )
         fetching = analysis.stage_seconds.get("fetch", 0.0)
         if analysis.stopped_by == "end" and analysis.frames_detected and fetching > 0.0:
             self.rates = Rates.of_run(
