@@ -38,6 +38,9 @@ def test_faults_cost_one_request_each_and_nothing_is_left_behind(
 
     async def all_of(running: Running) -> list[Reply]:
         await bench.ask(running, "healthy")
+        connections = running.origin.counts().connections
+        await bench.ask(running, "healthy", "?again")
+        assert running.origin.counts().connections == connections  # defect 11: kept from challenge to challenge
         before = await bench.settled(running)
         replies = [
             await bench.ask(running, kind, f"?n={number}", 0.05 if kind == "gone" else None)
