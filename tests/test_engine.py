@@ -224,6 +224,24 @@ def test_a_clip_that_eats_memory_costs_one_request(what: str) -> None:
     run(test)
 
 
+def test_a_child_that_grew_is_replaced_between_requests_as_long_as_another_is_warm() -> None:
+    async def test() -> None:
+        async with engine(spares=1, engine_memory_mb=500) as made:
+            await both_warm(made)
+            grown = (await answers(made, "keeps"))[-1].requests
+            async with asyncio.timeout(60):
+                while grown in made.pids:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert await answers(made, "pid")  # by the other one, at once
+            await both_warm(made)
+            assert made.stats.restarts == {"grew too large": 1}
+        async with engine(engine_memory_mb=500) as made:
+            only = (await answers(made, "keeps"))[-1].requests
+            assert (await answers(made, "pid"))[-1].requests == only
+
+    run(test)
+
+
 def test_a_child_that_dies_is_replaced() -> None:
     async def test() -> None:
         async with engine() as made:

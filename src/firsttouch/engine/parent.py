@@ -47,12 +47,16 @@ the service promises its callers 50 ms after theirs, which is at least another 5
 UNREAD_MESSAGES = 8
 """More than these wait in the socket, so that a child that talks without end fills no memory of ours."""
 
+GROWN_SHARE = 0.7
+"""A child that holds more of its memory cap than this after a job is replaced while nobody waits for it, as long as
+another one is warm: allocators give little back, and the cap would else cost somebody's request in the end."""
+
 WATCH_SECONDS = 0.05
 START_SECONDS = 120.0
 BACKOFF_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
-Ending = Literal["overstayed", "ate too much memory", "died"]
+Ending = Literal["overstayed", "ate too much memory", "died", "grew too large"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +166,8 @@ class Engine:
         """Stop the job if it still runs; then the child is free again, or dead."""
         if child.at_work:
             await child.cancel(number)
+        if child.ending is None and self._idle and child.grown:
+            child.kill("grew too large")
         if child.ending is None and not self._closing:
             self._idle.append(child)
         await self._tell()
@@ -324,6 +330,10 @@ class _Child:
                 return
             else:
                 return
+
+    @property
+    def grown(self) -> bool:
+        return _rss_bytes(self.pid) > GROWN_SHARE * self._cap_bytes
 
     async def cancel(self, number: int) -> None:
         """Stop the job; a child that does not is killed."""

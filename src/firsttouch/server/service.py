@@ -174,7 +174,7 @@ class Service:
         watch("firsttouch_shared", "Requests that shared another's computation", lambda: desk.joined)
         watch("firsttouch_reserve_seconds", "Kept for writing the answer", lambda: self.reserve_seconds)
         watch("firsttouch_nonces", "Nonces remembered", lambda: len(self.gate.nonces))
-        for ending in ("overstayed", "ate too much memory", "died"):
+        for ending in ("overstayed", "ate too much memory", "grew too large", "died"):
             name = f"firsttouch_engine_restarts_{ending.replace(' ', '_')}"
             read = functools.partial(_restarts, engine, ending)
             watch(name, f"Engines replaced because they {ending}", read)
