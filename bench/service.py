@@ -1,18 +1,22 @@
-"""`python -m bench service [load|faults|cancels|all]`: the service as its operator runs it, under load and faults.
+"""`python -m bench service [load|together|faults|leaks|all]`: the service as its operator runs it, loaded and faulted.
 
-A real `firsttouch serve` (signatures and stakes checked), a local origin with faults, signed callers over loopback.
-Every run is bounded in count and in time. Reported: how late answers were after their deadline, which requests were
-lost, and what the service's processes held before and after (descriptors, children, files, resident memory).
+A real `firsttouch serve` (signatures and stakes checked), a local origin with faults, signed callers over loopback that
+accept gzip. Every run is bounded in count and in time: when `--seconds` are over, no new request is begun, and the
+figures are those of what was asked. Reported: how late answers were after their deadline, which requests were lost,
+what the service's processes held before and after, and how much of a core the callers themselves took.
 
-    python -m bench service load --count 60 --rate 1800      # challenges an hour
-    python -m bench service faults --count 200 --budget 1.0  # 5 % of them faulty
-    python -m bench service cancels --count 200
+    python -m bench service load --count 1800 --rate 1800 --seconds 3700     # challenges an hour, even pace
+    python -m bench service together --count 600                             # sixty callers at once, the same clip
+    python -m bench service faults --count 10000 --budget 1 --seconds 12000  # 5 % of them faulty
+    python -m bench service leaks --count 10000 --budget 1 --seconds 12000   # as many requests, and as many that leave
+    python -m bench service all --count 10000 --seconds 80                   # each of them in a minute and a half
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gzip
 import itertools
 import json
 import os
@@ -23,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -42,6 +47,15 @@ FAULTY_SHARE = 0.05
 START_SECONDS = 120.0
 CALLER_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
+TOGETHER = 60
+"""Up to so many ask for the same clip at the same moment."""
+
+SLOPE_SECONDS = 600.0
+"""A shorter run says nothing about megabytes an hour."""
+
+SHORT_FRAMES = 50
+"""Of the clip for `leaks`: ten thousand answers must fit into an afternoon."""
+
 SAMPLES_OF_A_BOMB = 75_000_000
 """24 bytes for each in FFmpeg's index: 1.8 GB from a file of a few kB."""
 
@@ -73,6 +87,7 @@ class Held:
     """What the service's processes hold at one moment."""
 
     descriptors: int
+    connections: int
     children: int
     resident_mb: float
     server_mb: float
@@ -95,7 +110,8 @@ class Running:
     def held(self) -> Held:
         family = [self.process.pid, *_children(self.process.pid)]
         return Held(
-            descriptors=_descriptors(self.process.pid),
+            descriptors=len(_descriptors(self.process.pid)),
+            connections=sum(link.startswith("socket:") for pid in family for link in _descriptors(pid)),
             children=len(family) - 1,
             resident_mb=round(sum(map(_resident, family)) / 1e6, 1),
             server_mb=round(_resident(self.process.pid) / 1e6, 1),
@@ -105,11 +121,11 @@ class Running:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench service", description=__doc__.splitlines()[0])
-    parser.add_argument("run", nargs="?", default="all", choices=("load", "faults", "cancels", "all"))
-    parser.add_argument("--count", type=int, default=60, help="requests of each run (at most 20000)")
+    parser.add_argument("run", nargs="?", default="all", choices=(*RUNS, "all"))
+    parser.add_argument("--count", type=int, default=60, help="requests of each run, at most 20000")
     parser.add_argument("--rate", type=float, default=1800.0, help="challenges an hour, for load")
     parser.add_argument("--budget", type=float, default=2.0, help="TIME_BUDGET_S of the service")
-    parser.add_argument("--seconds", type=float, default=600.0, help="no run lasts longer")
+    parser.add_argument("--seconds", type=float, default=600.0, help="no run begins a request later")
     parser.add_argument("--clip", type=Path, default=None)
     parser.add_argument("--seed", type=int, default=1)
     wish = parser.parse_args(arguments)
@@ -121,8 +137,9 @@ def main(arguments: list[str] | None = None) -> int:
         "budget_seconds": wish.budget,
     }
     rows: list[list[object]] = []
-    for name in ("load", "faults", "cancels") if wish.run == "all" else (wish.run,):
-        with service(clip, wish.budget) as running:
+    for name in RUNS if wish.run == "all" else (wish.run,):
+        short = name == "leaks" and wish.clip is None
+        with service(the_match(25, SHORT_FRAMES) if short else clip, wish.budget) as running:
             body[name] = asyncio.run(_measured(name, running, wish))
         rows += [[name, figure, value] for figure, value in body[name].items() if not isinstance(value, dict)]
     print_report("service", ("run", "figure", "value"), rows, body)
@@ -134,55 +151,72 @@ async def _measured(name: str, running: Running, wish: argparse.Namespace) -> di
     for _ in range(3):
         await ask(running, "healthy")
     before, begun = await settled(running), time.monotonic()
-    watcher = asyncio.create_task(_watch_memory(running))
-    plan = {"load": load, "faults": faults, "cancels": cancels}[name]
+    watcher, computed = asyncio.create_task(_watch_memory(running)), time.process_time()
     try:
-        async with asyncio.timeout(wish.seconds):
-            replies = await plan(running, wish)
+        replies = await RUNS[name](running, wish, begun + wish.seconds)
     finally:
         watcher.cancel()
+    took = time.monotonic() - begun
+    computed = time.process_time() - computed
     after = await settled(running)
-    return _figures(replies, running, time.monotonic() - begun) | {
+    return _figures(replies, running, took) | {
+        "callers_share_of_a_core": round(computed / took, 3),
         "descriptors_before_after": f"{before.descriptors} {after.descriptors}",
+        "connections_before_after": f"{before.connections} {after.connections}",
         "children_before_after": f"{before.children} {after.children}",
         "files_before_after": f"{before.files} {after.files}",
         "resident_mb_before_after": f"{before.resident_mb} {after.resident_mb}",
         "server_mb_before_after": f"{before.server_mb} {after.server_mb}",
-        "server_mb_an_hour": _slope(running.memory),
+        "server_mb_an_hour": _slope([(at, server) for at, server, _ in running.memory]),
+        "all_mb_an_hour": _slope([(at, resident) for at, _, resident in running.memory]),
     }
 
 
-async def load(running: Running, wish: argparse.Namespace) -> list[Reply]:
+async def load(running: Running, wish: argparse.Namespace, until: float) -> list[Reply]:
     """Challenges at an even rate, each for a URL of its own so that none is shared."""
     pause, tasks = 3600.0 / wish.rate, []
     begun = time.monotonic()
     for number in range(wish.count):
         await asyncio.sleep(max(0.0, begun + number * pause - time.monotonic()))
+        if time.monotonic() > until:
+            break
         tasks.append(asyncio.create_task(ask(running, "healthy", f"?n={number}")))
     return list(await asyncio.gather(*tasks))
 
 
-async def faults(running: Running, wish: argparse.Namespace) -> list[Reply]:
+async def together(running: Running, wish: argparse.Namespace, until: float) -> list[Reply]:
+    """Sixty callers at once for one clip, then sixty for the next."""
+    replies: list[Reply] = []
+    while len(replies) < wish.count and time.monotonic() < until:
+        query = f"?n={len(replies)}"
+        replies += await asyncio.gather(*(ask(running, "healthy", query) for _ in range(TOGETHER)))
+    return replies
+
+
+async def faults(running: Running, wish: argparse.Namespace, until: float) -> list[Reply]:
     """One request after another, a twentieth of them faulty in one of the ways."""
     draw = random.Random(wish.seed)
     kinds = itertools.cycle(draw.sample(KINDS, len(KINDS)))
-    replies = []
-    for number in range(wish.count):
-        faulty = draw.random() < FAULTY_SHARE
-        kind = next(kinds) if faulty else "healthy"
-        replies.append(await ask(running, kind, f"?n={number}"))
+    replies: list[Reply] = []
+    while len(replies) < wish.count and time.monotonic() < until:
+        kind = next(kinds) if draw.random() < FAULTY_SHARE else "healthy"
+        replies.append(await ask(running, kind, f"?n={len(replies)}"))
     return replies
 
 
-async def cancels(running: Running, wish: argparse.Namespace) -> list[Reply]:
-    """Callers that go away at a random moment, then one that stays."""
+async def leaks(running: Running, wish: argparse.Namespace, until: float) -> list[Reply]:
+    """In turn a caller that stays and one that goes away at a random moment: `count` of each."""
     draw = random.Random(wish.seed)
-    replies = []
-    for number in range(wish.count):
-        leave = draw.uniform(0.0, running.budget * 0.75)
-        replies.append(await ask(running, "gone", f"?n={number}", leave_after=leave))
-    replies.append(await ask(running, "healthy", "?last"))
+    replies: list[Reply] = []
+    usual = 0.0
+    while len(replies) < 2 * wish.count and time.monotonic() < until:
+        stayed = await ask(running, "healthy", f"?n={len(replies)}")
+        usual = usual or stayed.seconds
+        replies += [stayed, await ask(running, "gone", f"?g={len(replies)}", draw.uniform(0.0, usual))]
     return replies
+
+
+RUNS = {"load": load, "together": together, "faults": faults, "leaks": leaks}
 
 
 async def ask(running: Running, kind: str, query: str = "", leave_after: float | None = None) -> Reply:
@@ -203,14 +237,20 @@ async def ask(running: Running, kind: str, query: str = "", leave_after: float |
     except (OSError, EOFError) as exc:
         return Reply(kind, 0, time.monotonic() - begun, error=type(exc).__name__)
     seconds = time.monotonic() - begun
-    answer = json.loads(text)
-    return Reply(kind, status, seconds, len(answer.get("frames", ())), answer.get("title", ""))
+    if status == 200:  # not parsed: all callers share one thread here, and one's parsing would be another's lateness
+        return Reply(kind, status, seconds, await asyncio.to_thread(_frames_in, text))
+    return Reply(kind, status, seconds, error=json.loads(text)["title"])
+
+
+def _frames_in(text: bytes) -> int:
+    return gzip.decompress(text).count(b'"frame_number"')
 
 
 async def _post(port: int, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
     try:
-        headers = {"host": "localhost", "connection": "close", "content-length": str(len(body))} | headers
+        headers = {"host": "localhost", "connection": "close", "accept-encoding": "gzip"} | headers
+        headers["content-length"] = str(len(body))
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         writer.write(f"POST /soccer/challenge HTTP/1.1\r\n{lines}\r\n".encode() + body)
         await writer.drain()
@@ -320,13 +360,16 @@ def _wait_ready(running: Running) -> None:
         time.sleep(0.1)
 
 
-def _ready_engines(port: int) -> int:
-    import urllib.request
-
+def metric(port: int, name: str) -> float:
+    """A gauge of the service, 0 when it does not answer."""
     with suppress(OSError):
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
-        return int(float(text.partition("\nfirsttouch_engines_idle ")[2].split()[0]))
-    return 0
+        return float(text.partition(f"\n{name} ")[2].split()[0])
+    return 0.0
+
+
+def _ready_engines(port: int) -> int:
+    return int(metric(port, "firsttouch_engines_idle"))
 
 
 async def settled(running: Running) -> Held:
@@ -347,11 +390,11 @@ async def _watch_memory(running: Running) -> None:
         await asyncio.sleep(1.0)
 
 
-def _slope(memory: Sequence[tuple[float, float, float]]) -> float:
-    """Megabytes an hour that the server process grew, over the second half of the run: the first half fills pools."""
+def _slope(memory: Sequence[tuple[float, float]]) -> float | None:
+    """Megabytes an hour of growth, over the second half of the run: the first half fills pools. None: too short."""
+    if not memory or memory[-1][0] < SLOPE_SECONDS:
+        return None
     half = memory[len(memory) // 2 :]
-    if len(half) < 3:
-        return 0.0
     return round(statistics.linear_regression([row[0] for row in half], [row[1] for row in half]).slope * 3600, 2)
 
 
@@ -368,10 +411,14 @@ def _children(pid: int) -> list[int]:
     return []
 
 
-def _descriptors(pid: int) -> int:
+def _descriptors(pid: int) -> list[str]:
+    """What each open descriptor of a process leads to."""
+    found = []
     with suppress(OSError):
-        return len(os.listdir(f"/proc/{pid}/fd"))
-    return 0
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return found
 
 
 def _resident(pid: int) -> int:

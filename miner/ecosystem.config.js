@@ -21,11 +21,15 @@ const guide = {
   USE_NVDEC: '1',
 };
 
+// Where strangers may ask, only this machine is listened to, unless HOST says otherwise.
+const off = (name) => /^(0|false|no|off)$/i.test(process.env[name] || '');
+const host = process.env.HOST || (off('VERIFY_ENABLED') || off('BLACKLIST_ENABLED') ? '127.0.0.1' : '0.0.0.0');
+
 module.exports = {
   apps: [{
     name: 'sn44-miner',
     script: 'uvicorn',
-    args: `main:app --host 0.0.0.0 --port ${process.env.PORT || 7999}`,
+    args: `main:app --host ${host} --port ${process.env.PORT || 7999}`,
     cwd: __dirname,
     interpreter: 'none', // uvicorn is a Python script; without this PM2 hands it to node
     kill_timeout: 10000, // SIGINT first: let the running challenge be answered

@@ -19,6 +19,10 @@ from firsttouch.pipeline import Analysis, Options
 __all__ = ["Options", "analyze_steps", "detector_for"]
 
 
+KEPT: list[Any] = []
+"""What a job leaves behind in its process."""
+
+
 class _Detector:
     name, device, runtime, precision = "standin", "cpu", "none", "fp32"
 
@@ -116,6 +120,9 @@ async def analyze_steps(url: str, *, deadline: Deadline, partial: bool, **option
         for _ in range(1000):
             hoard.append(np.ones(16_000_000, np.uint8))
             await asyncio.sleep(0.001)
+    elif what == "keeps":
+        KEPT.append(np.ones(300_000_000, np.uint8))
+        yield analysis(url, frames, requests=os.getpid())
     elif what == "eats-shared":
         import mmap
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -28,12 +30,17 @@ def test_a_bomb_is_small_and_declares_what_it_says() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(not BUNDLED_MODEL.is_file(), reason="the bundled model is not there")
-def test_faults_cost_one_request_each_and_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_faults_cost_one_request_each_and_nothing_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clip = tmp_path / "clip.mp4"
     write_clip(clip, frames=50, size=(640, 360), gop=25)
 
     async def all_of(running: Running) -> list[Reply]:
         await bench.ask(running, "healthy")
+        connections = running.origin.counts().connections
+        await bench.ask(running, "healthy", "?again")
+        assert running.origin.counts().connections == connections  # defect 11: kept from challenge to challenge
         before = await bench.settled(running)
         replies = [
             await bench.ask(running, kind, f"?n={number}", 0.05 if kind == "gone" else None)
@@ -47,8 +54,30 @@ def test_faults_cost_one_request_each_and_nothing_is_left_behind(tmp_path: Path)
         )
         return replies
 
+    async def in_small(running: Running) -> None:
+        wish = argparse.Namespace(count=3, seed=1, rate=36_000.0)
+        soon = time.monotonic() + 60
+        monkeypatch.setattr(bench, "TOGETHER", 3)
+        for name, count in {"load": 3, "together": 3, "leaks": 6}.items():
+            replies = await bench.RUNS[name](running, wish, soon)
+            assert len(replies) == count
+            assert all(reply.status == 200 for reply in replies if reply.kind == "healthy")
+        assert await bench.RUNS["faults"](running, wish, until=0.0) == []  # its time is over
+
+    async def drained(running: Running) -> Reply:
+        """SIGTERM while a challenge is being answered."""
+        asked = asyncio.create_task(bench.ask(running, "healthy", "?the=last"))
+        async with asyncio.timeout(30):
+            while await asyncio.to_thread(bench.metric, running.port, "firsttouch_running") < 1:
+                assert not asked.done()
+        running.process.terminate()
+        return await asked
+
     with bench.service(clip, budget=15.0, ENGINE_MEMORY_MB="900") as running:
         replies = asyncio.run(all_of(running))
+        asyncio.run(in_small(running))
+        last = asyncio.run(drained(running))
+    assert (last.status, last.frames) == (200, 50)
     by_kind = dict(zip(CALLS, replies, strict=True))
     assert (replies[0].status, replies[-1].status) == (200, 200)
     assert replies[0].frames == replies[-1].frames == 50

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import struct
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firsttouch.clock import Deadline
-from firsttouch.engine import Engine, Job, wire
+from firsttouch.engine import Engine, Job, child, wire
 from firsttouch.errors import DeadlineExceeded, EngineFailed, FirsttouchError, NotAVideo
 from firsttouch.pipeline import Analysis
 from firsttouch.settings import Settings
@@ -201,8 +203,10 @@ def test_a_stuck_child_is_killed_at_the_deadline_and_what_had_come_is_the_answer
             begun = time.monotonic()
             assert await answers(made, "pid")  # by the spare, at once
             assert time.monotonic() - begun < 0.5
+            begun = time.monotonic()
             with pytest.raises(DeadlineExceeded):
                 await answers(made, "stuck", 0.3)
+            assert time.monotonic() - begun - 0.3 < 0.25  # with nothing in hand it is not much later either
             assert await answers(made, "pid")
             async with asyncio.timeout(10):
                 while made.stats.restarts != {"overstayed": 2}:  # noqa: ASYNC110
@@ -220,6 +224,65 @@ def test_a_clip_that_eats_memory_costs_one_request(what: str) -> None:
             assert await answers(made, "pid")
 
     run(test)
+
+
+def test_a_child_that_grew_is_replaced_between_requests_as_long_as_another_is_warm() -> None:
+    async def test() -> None:
+        async with engine(spares=1, engine_memory_mb=500) as made:
+            await both_warm(made)
+            grown = (await answers(made, "keeps"))[-1].requests
+            async with asyncio.timeout(60):
+                while grown in made.pids:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert await answers(made, "pid")  # by the other one, at once
+            await both_warm(made)
+            assert made.stats.restarts == {"grew too large": 1}
+        async with engine(engine_memory_mb=500) as made:
+            only = (await answers(made, "keeps"))[-1].requests
+            assert (await answers(made, "pid"))[-1].requests == only
+
+    run(test)
+
+
+def test_a_child_gives_memory_back_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Writer:
+        sent = 0
+
+        def write(self, message: bytes) -> None:
+            self.sent += 1
+
+        async def drain(self) -> None: ...
+
+    tidied: list[int] = []
+    writer = Writer()
+    monkeypatch.setattr(child, "tidy", lambda: tidied.append(writer.sent))
+    made = child.Child(None, writer, Settings(), engine_standin)  # type: ignore[arg-type]
+    header = {"do": "analyze", "job": 1, "url": URL + "not-a-video", "partial": True, "moment": None}
+    header["budget_seconds"] = None
+
+    async def test() -> None:
+        for _ in range(2 * child.JOBS_TO_TIDY):
+            await made._do(header, memoryview(b""))
+
+    run(test)
+    assert tidied == [child.JOBS_TO_TIDY, 2 * child.JOBS_TO_TIDY]  # after the answer was sent
+
+
+def test_tidying_collects_what_refers_to_itself() -> None:
+    class Loop:
+        pass
+
+    loop = Loop()
+    loop.me = loop  # type: ignore[attr-defined]
+    seen = weakref.ref(loop)
+    gc.disable()
+    try:
+        del loop
+        assert seen() is not None
+        child.tidy()
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_a_child_that_dies_is_replaced() -> None:

@@ -17,7 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.origin import Origin
+from firsttouch.auth import Key
+from firsttouch.commands.sign import curl_command
+from firsttouch.detect import BUNDLED_MODEL
 from firsttouch.settings import PROFILES, Settings, load
+from train.render import write_clip
 
 MINER = Path(__file__).parent.parent / "miner"
 NODE, NPM = shutil.which("node"), shutil.which("npm")
@@ -60,6 +65,20 @@ def test_the_pm2_file_is_the_guides() -> None:
     assert app["script"] == "uvicorn"
     assert app["args"] == "main:app --host 0.0.0.0 --port 7999"
     assert app["env"] == GUIDE_BLOCK
+
+
+@pytest.mark.skipif(NODE is None, reason="node is not here")
+@pytest.mark.parametrize(
+    ("environment", "host"),
+    [
+        ({"VERIFY_ENABLED": "false"}, "127.0.0.1"),
+        ({"BLACKLIST_ENABLED": "0"}, "127.0.0.1"),
+        ({"VERIFY_ENABLED": "1", "BLACKLIST_ENABLED": "true"}, "0.0.0.0"),
+        ({"VERIFY_ENABLED": "0", "HOST": "0.0.0.0"}, "0.0.0.0"),
+    ],
+)
+def test_where_strangers_may_ask_pm2_listens_on_loopback(environment: dict[str, str], host: str) -> None:
+    assert f"--host {host} " in str(ecosystem(**environment)["args"])
 
 
 @pytest.mark.skipif(NODE is None, reason="node is not here")
@@ -158,3 +177,36 @@ def test_it_runs_under_a_real_pm2(pm2: tuple[Path, dict[str, str]]) -> None:
         assert app["pm2_env"]["TIME_BUDGET_S"] == "1.5"
     finally:
         run("delete", "sn44-miner")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(not BUNDLED_MODEL.is_file(), reason="the bundled model is not there")
+def test_a_signed_challenge_is_answered_under_pm2_as_the_readme_says(
+    pm2: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    command, env = pm2
+    clip, service = tmp_path / "clip.mp4", f"http://127.0.0.1:{env['PORT']}"
+    write_clip(clip, frames=50, size=(640, 360), gop=25)
+    miner = Key.throw_away().hotkey
+    own = {
+        "MINER_HOTKEY": miner,
+        "BLACKLIST_ENABLED": "0",
+        "ALLOW_PRIVATE_ORIGINS": "1",
+        "PROFILE": "complete",
+        "TIME_BUDGET_S": "20",
+    }
+    start = [command, "start", "ecosystem.config.js"]
+    with Origin({"clip.mp4": clip}) as origin:
+        subprocess.run(start, cwd=MINER, env=env | own, check=True, capture_output=True, timeout=60)
+        try:
+            assert wait_for(f"{service}/readyz", 60) == {"status": "ready"}
+            printed = curl_command(service, origin.url("clip.mp4"), "pm2-1", miner, "fiber")
+            sent = subprocess.run(["sh", "-c", printed], capture_output=True, timeout=60, check=True)
+            answer = json.loads(sent.stdout)
+            assert answer["challenge_id"] == "pm2-1"
+            assert [frame["frame_number"] for frame in answer["frames"]] == list(range(50))
+            again = subprocess.run(["sh", "-c", printed], capture_output=True, timeout=60, check=True)
+            assert json.loads(again.stdout)["title"] == "RequestUnauthorized"  # replayed
+        finally:
+            subprocess.run([command, "delete", "sn44-miner"], env=env, capture_output=True, timeout=60)

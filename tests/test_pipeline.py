@@ -11,6 +11,7 @@ import time
 from contextlib import aclosing
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +27,11 @@ from firsttouch.errors import (
     SourceNotFound,
     UnsupportedScheme,
 )
-from firsttouch.pipeline import Analysis, Options, _differ, _Run, analyze, analyze_steps, analyze_sync
+from firsttouch.pipeline import Analysis, Options, _differ, _Run, analyze, analyze_steps, analyze_sync, fetch_index
 from firsttouch.plan import Plan, Rates, Step
 from firsttouch.ranges import ByteRange
 from firsttouch.source import MemorySource
+from firsttouch.sparse import SparseBytes
 from tests.clips import SHARED_CLIPS, Recipe, make_clip
 from tests.seeing import NumberReader, number_answered
 
@@ -240,6 +242,25 @@ def test_cancelling_leaves_nothing_running(folder: Path) -> None:
     # asyncio's own pool threads end with their loop; ours must be gone at once.
     assert {thread.name for thread in set(threading.enumerate()) - before if "firsttouch" in thread.name} == set()
     assert min(took) < 5.0  # bench/first_frame measures the 50 ms on a quiet machine
+
+
+def test_a_deadline_while_the_index_comes_leaves_no_task() -> None:
+    class Silent(MemorySource):
+        async def fetch(self, byte_range: ByteRange) -> None:
+            await asyncio.Event().wait()
+
+    async def give_up() -> set[asyncio.Task[Any]]:
+        reading = asyncio.create_task(fetch_index(Silent(b""), SparseBytes(100_000)))
+        # Until there are ourselves, it, its fetch and its wait for news.
+        while len(asyncio.all_tasks()) < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await asyncio.sleep(0)  # what was cancelled ends in the loop's next turn
+        return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+
+    assert asyncio.run(give_up()) == set()
 
 
 def test_leaving_the_steps_in_the_middle_leaves_nothing_running(clip: Path) -> None:

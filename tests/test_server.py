@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import json
+import logging
 import socket
-import threading
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,12 +20,16 @@ import httpx
 import pytest
 from serving import CLIP, OPEN, FakeEngine, post, serving
 
+from firsttouch.answer import to_challenge
 from firsttouch.auth import Key, make_nonce
+from firsttouch.clock import Stopwatch
 from firsttouch.commands import serve
 from firsttouch.commands.sign import curl_command
 from firsttouch.errors import SettingsError
+from firsttouch.logs import JsonLines
 from firsttouch.metagraph import Metagraph
-from firsttouch.server import create_app
+from firsttouch.server import create_app, writing
+from firsttouch.server.service import Service
 from firsttouch.server.writing import accepts_gzip, coarse_to_fine
 from firsttouch.settings import Settings
 from firsttouch.wallet import own_hotkey
@@ -168,8 +174,9 @@ def test_the_deadline_counts_from_the_arrival_and_leaves_a_reserve() -> None:
         took = time.monotonic() - begun
         assert len(answer.json()["frames"]) == 3
         assert 0.4 < took < 5.0
-        moment = client.engine.jobs[-1].deadline.moment  # type: ignore[attr-defined]
-        assert 0.55 <= moment - begun < 0.55 + took
+        job = client.engine.jobs[-1]  # type: ignore[attr-defined]
+        assert 0.05 <= job.reserve_seconds <= 0.25
+        assert 0.6 <= job.deadline.moment + job.reserve_seconds - begun < 0.6 + took
 
 
 def test_the_same_clip_is_computed_once_for_all_who_ask_together() -> None:
@@ -183,6 +190,69 @@ def test_the_same_clip_is_computed_once_for_all_who_ask_together() -> None:
         assert [status for status, _, _ in answers] == [200] * 60
         assert [body["challenge_id"] for _, _, body in answers] == [f"c{number}" for number in range(60)]
         assert len(engine.jobs) == 1
+
+
+def test_what_all_callers_of_a_clip_share_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    real = writing.challenge_frames
+    monkeypatch.setattr(writing, "challenge_frames", lambda frames: written.append(1) or real(frames))
+    with serving(time_budget_s=30.0) as client, ThreadPoolExecutor(20) as pool:
+        engine, desk = client.engine, client.service.desk  # type: ignore[attr-defined]
+        bodies = [challenge("held", challenge_id=f"c{number}") for number in range(20)]
+        asked = [pool.submit(post, client, "/soccer/challenge", body) for body in bodies]
+        _until(lambda: len(engine.jobs) + desk.joined == 20)
+        engine.released = True
+        assert all(future.result()[0] == 200 for future in asked)
+        assert len(written) == 1
+        client.post("/soccer/challenge", json=challenge("clip"))
+        assert len(written) == 2
+
+
+def test_a_shared_answer_is_one_gzip_member_that_says_what_the_plain_one_says() -> None:
+    challenges = writing.Challenges()
+    for count in (50, 0):
+        analysis = engine_standin.analysis(CLIP, [engine_standin.frame(number) for number in range(count)])
+        at = Stopwatch(clock=lambda: 1.0)
+        for name in ("a", 'quote " and ü'):
+            plain = challenges.write(analysis, name, at, compress=False)
+            assert plain == to_challenge(analysis, name, 0.0)
+            member = zlib.decompressobj(wbits=31)
+            assert member.decompress(challenges.write(analysis, name, at, compress=True)) == plain
+            assert member.eof
+            assert not member.unused_data
+
+
+def test_different_budgets_do_not_share_a_computation() -> None:
+    with serving(time_budget_s=20.0) as client, ThreadPoolExecutor(1) as pool:
+        engine = client.engine  # type: ignore[attr-defined]
+        patient = pool.submit(post, client, "/v1/analyze", {"url": CLIP + "held", "deadline_seconds": 15.0})
+        _until(lambda: engine.at_work == 1)
+        hasty = client.post("/v1/analyze", json={"url": CLIP + "held", "deadline_seconds": 0.5})
+        assert hasty.status_code == 503  # not an answer after 15 s
+        engine.released = True
+        assert patient.result()[0] == 200
+
+
+def test_slow_writing_makes_the_next_deadlines_earlier_until_it_is_forgotten() -> None:
+    service = Service.of(Settings(**OPEN, time_budget_s=2.0), FakeEngine())
+    now = 100.0
+    arrived = Stopwatch(clock=lambda: now)
+
+    def written_after_its_deadline(seconds: float) -> float:
+        """How long before the caller's deadline the engine's is, for the next job."""
+        nonlocal now
+        job = service.job(arrived, CLIP)
+        now = job.deadline.moment + seconds
+        service.wrote(job)
+        now = 100.0
+        following = service.job(arrived, CLIP)
+        assert following.deadline.moment + following.reserve_seconds == pytest.approx(102.0)
+        return following.reserve_seconds
+
+    assert written_after_its_deadline(0.2) == pytest.approx(0.2)
+    assert written_after_its_deadline(60.0) == pytest.approx(0.25)  # a stalled machine takes no more
+    assert written_after_its_deadline(-0.5) == pytest.approx(0.95 * 0.25)
+    assert [written_after_its_deadline(0.01) for _ in range(100)][-1] == pytest.approx(0.05)
 
 
 def test_different_clips_wait_their_turn_and_too_many_are_refused_with_retry_after() -> None:
@@ -217,25 +287,28 @@ def test_a_challenge_that_would_be_late_is_refused_at_once_and_availability_says
 
 
 def test_a_caller_that_goes_away_cancels_its_work_unless_others_wait() -> None:
-    with serving(time_budget_s=20.0) as client:
+    with serving(time_budget_s=20.0) as client, ThreadPoolExecutor(1) as pool:
+        engine, desk = client.engine, client.service.desk  # type: ignore[attr-defined]
 
-        def leave(what: str) -> None:
+        def come(what: str) -> socket.socket:
             body = json.dumps(challenge(what)).encode()
-            with socket.create_connection((client.base_url.host, client.base_url.port)) as raw:
-                raw.sendall(
-                    b"POST /soccer/challenge HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
-                )
-                time.sleep(0.2)
+            raw = socket.create_connection((client.base_url.host, client.base_url.port))
+            raw.sendall(
+                b"POST /soccer/challenge HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+            )
+            return raw
 
-        leave("stuck")
-        _until(lambda: client.engine.cancelled == 1)  # type: ignore[attr-defined]
-        assert client.service.desk.running == 0  # type: ignore[attr-defined]
-        stays = threading.Thread(target=leave, args=("slow",))
-        stays.start()
-        time.sleep(0.1)
-        assert client.post("/soccer/challenge", json=challenge("slow")).status_code == 200
-        stays.join()
-        assert client.engine.cancelled == 1  # type: ignore[attr-defined]
+        with come("stuck"):
+            _until(lambda: engine.at_work == 1)
+        _until(lambda: (engine.cancelled, desk.running) == (1, 0))
+        with come("held"):
+            _until(lambda: engine.at_work == 1)
+            stays = pool.submit(post, client, "/soccer/challenge", challenge("held"))
+            _until(lambda: desk.joined == 1)
+        _until(lambda: 'status="499"} 2.0' in client.get("/metrics").text)  # both who left have been noticed
+        engine.released = True
+        assert stays.result()[0] == 200
+        assert engine.cancelled == 1
 
 
 def _until(true: Any) -> None:
@@ -414,6 +487,23 @@ def test_health_readiness_and_metrics() -> None:
         assert 'firsttouch_refusals_total{reason="Busy"} 1.0' in text
         assert 'firsttouch_frames_total{how="carried"} 40.0' in text
         assert "firsttouch_queue_length 0.0" in text
+
+
+def test_the_log_has_one_json_object_a_line_with_challenge_id_and_stage_times(client: httpx.Client) -> None:
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(JsonLines())
+    logger = logging.getLogger("firsttouch.server")
+    logger.addHandler(handler)
+    try:
+        client.post("/soccer/challenge", json=challenge(challenge_id="logged-1"))
+    finally:
+        logger.removeHandler(handler)
+    lines = {line["message"]: line for line in map(json.loads, written.getvalue().splitlines())}
+    assert lines.keys() == {"Challenge received: logged-1", "computed", "answered"}
+    assert all(line["challenge_id"] == "logged-1" for line in lines.values())
+    assert lines["computed"]["stage_seconds"] == {"total": 0.1, "decode": 0.05}
+    assert lines["answered"]["bytes"] > 100
 
 
 def test_unknown_paths_do_not_become_labels(client: httpx.Client) -> None:

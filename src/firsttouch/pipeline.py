@@ -265,8 +265,10 @@ async def fetch_index(source: Source, sparse: SparseBytes) -> Index:
                 while not fetching.done() and locate_index(sparse) == missing:
                     arrived.clear()
                     news = asyncio.ensure_future(arrived.wait())
-                    await asyncio.wait({fetching, news}, return_when=asyncio.FIRST_COMPLETED)
-                    news.cancel()
+                    try:
+                        await asyncio.wait({fetching, news}, return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        news.cancel()  # also when the deadline comes meanwhile: nobody else would end it
                 if fetching.done():
                     fetching.result()
             finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import importlib
 import logging
 import os
@@ -42,6 +43,9 @@ _PR_SET_PDEATHSIG = 1
 _PAGE_BYTES = resource.getpagesize()
 MAX_ORIGINS = 64
 WARM_SECONDS = 10.0
+JOBS_TO_TIDY = 16
+"""After so many jobs, memory that is free but kept by the allocator is given back: it would grow by the hour (measured
+over 94 short clips: 254 MB to 304 MB, and 235 MB after this). It takes tens of milliseconds, so not after each."""
 
 
 class Child:
@@ -58,6 +62,7 @@ class Child:
         self._detector: Any = None
         self._machine = Rates()
         self._links: dict[str, tuple[float, float]] = {}
+        self._jobs = 0
 
     async def serve(self) -> None:
         """Warm up, say so, do jobs until the parent closes."""
@@ -116,6 +121,10 @@ class Child:
         except Exception as error:
             log.exception("a job failed")
             await self._send(wire.pack_error(job, error))
+        finally:
+            self._jobs += 1
+            if self._jobs % JOBS_TO_TIDY == 0:
+                tidy()
 
     async def _analyze(self, job: int, header: wire.Header) -> None:
         url, partial = str(header["url"]), bool(header["partial"])
@@ -192,6 +201,14 @@ def _look_once(detector: Any, pitch: bool) -> None:
     """The first run plans memory and spins up the threads: not while somebody waits."""
     y, uv = np.full((720, 1280), 16, np.uint8), np.full((360, 640), 128, np.uint8)
     detector.detect([detector.prepare(y, uv, uv)], [0], 1280, 720, pitch=pitch)
+
+
+def tidy() -> None:
+    """Collect what is garbage, and hand free memory back to the system where the C library can (glibc)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def rss_bytes(pid: int | str = "self") -> int:

@@ -40,18 +40,23 @@ of both cores: on a machine that is merely busy, killing early makes all later a
 KEPT_SECONDS = 0.02
 """How long after its deadline the best so far becomes a job's answer: the pipeline has a reserve before it."""
 
-LATE_SECONDS = 0.5
-"""How long after its deadline a job that has answered nothing yet may still do so."""
+LATE_SECONDS = 0.07
+"""How long after its deadline a job that has answered nothing yet may still do so: a first answer is soon written, and
+the service promises its callers 50 ms after theirs, which is at least another 50 ms later."""
 
 UNREAD_MESSAGES = 8
 """More than these wait in the socket, so that a child that talks without end fills no memory of ours."""
+
+GROWN_SHARE = 0.7
+"""A child that holds more of its memory cap than this after a job is replaced while nobody waits for it, as long as
+another one is warm: allocators give little back, and the cap would else cost somebody's request in the end."""
 
 WATCH_SECONDS = 0.05
 START_SECONDS = 120.0
 BACKOFF_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
-Ending = Literal["overstayed", "ate too much memory", "died"]
+Ending = Literal["overstayed", "ate too much memory", "died", "grew too large"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,10 @@ class Job:
     challenge_id: str | None = None
     pictures: Sequence[tuple[int, str | None, bytes]] = ()
     """(frame_id, URL, or the picture's bytes) of each; then `url` is not used."""
+    budget_seconds: float | None = None
+    """What its caller asked for; None: what the settings say."""
+    reserve_seconds: float = 0.0
+    """How much sooner than the caller's deadline this one is, for what is done with the answer."""
 
 
 @dataclass(slots=True)
@@ -157,6 +166,8 @@ class Engine:
         """Stop the job if it still runs; then the child is free again, or dead."""
         if child.at_work:
             await child.cancel(number)
+        if child.ending is None and self._idle and child.grown:
+            child.kill("grew too large")
         if child.ending is None and not self._closing:
             self._idle.append(child)
         await self._tell()
@@ -319,6 +330,10 @@ class _Child:
                 return
             else:
                 return
+
+    @property
+    def grown(self) -> bool:
+        return _rss_bytes(self.pid) > GROWN_SHARE * self._cap_bytes
 
     async def cancel(self, number: int) -> None:
         """Stop the job; a child that does not is killed."""

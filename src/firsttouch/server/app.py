@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from firsttouch import __version__, logs
+from firsttouch.answer import dumps
 from firsttouch.clock import Stopwatch
 from firsttouch.engine import Job
 from firsttouch.errors import (
@@ -128,7 +129,7 @@ def _add_challenges(app: FastAPI, service: Service) -> None:
         job = service.job(arrived, challenge.video_url, challenge_id=challenge.challenge_id)
         analysis = await _answer(request, service, job)
         return await _in_thread(
-            lambda: writing.challenge(analysis, challenge.challenge_id, arrived.elapsed),
+            lambda compress: service.challenges.write(analysis, challenge.challenge_id, arrived, compress),
             request,
             service,
             job,
@@ -161,7 +162,9 @@ def _add_analysis(app: FastAPI, service: Service) -> None:
         if streams:
             return await _stream(request, service, job)
         analysis = await _answer(request, service, job)
-        return await _in_thread(lambda: writing.whole(analysis), request, service, job)
+        return await _in_thread(
+            lambda compress: writing.packed(writing.whole(analysis), compress), request, service, job
+        )
 
 
 def _add_subnet(app: FastAPI, service: Service) -> None:
@@ -185,7 +188,9 @@ def _add_subnet(app: FastAPI, service: Service) -> None:
         except FirsttouchError as error:
             service.metrics.refused(error)
             return Response(writing.prediction_failed(error), media_type="application/json")
-        return await _in_thread(lambda: writing.prediction(analysis, count), request, service, job)
+        return await _in_thread(
+            lambda compress: writing.packed(writing.prediction(analysis, count), compress), request, service, job
+        )
 
     @app.post(
         "/challenge",
@@ -220,7 +225,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
             return {"status": "ready"}
         detail = service.engine.problem or ("draining" if service.draining else "the engine is warming up")
         body = {"type": "about:blank", "title": "NotReady", "status": 503, "detail": detail}
-        return Response(writing.dumps(body), 503, {"Retry-After": "5"}, problems.MEDIA_TYPE)
+        return Response(dumps(body), 503, {"Retry-After": "5"}, problems.MEDIA_TYPE)
 
     @app.get(
         "/metrics",
@@ -251,7 +256,7 @@ async def _admitted(
 def _hint_for(model: type[BaseModel]) -> str:
     example = model.model_config.get("json_schema_extra")
     shown = example["examples"] if isinstance(example, dict) else [{}]
-    return f"send for example {writing.dumps(shown[0]).decode()}" if isinstance(shown, list) else ""
+    return f"send for example {dumps(shown[0]).decode()}" if isinstance(shown, list) else ""
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:
@@ -313,17 +318,19 @@ async def _final(service: Service, job: Job) -> Analysis:
 
 
 def _key(job: Job) -> tuple[object, ...]:
-    """Requests with the same key share one computation. Pictures are never shared."""
-    return (id(job),) if job.pictures else (job.url, job.every_frame)
+    """Requests with the same key share one computation. Pictures are never shared.
+
+    Nor are different budgets: who waits two seconds must not wait for another's twenty, nor the other way round.
+    """
+    return (id(job),) if job.pictures else (job.url, job.every_frame, job.budget_seconds)
 
 
-async def _in_thread(write: Callable[[], bytes], request: Request, service: Service, job: Job) -> Response:
+async def _in_thread(write: Callable[[bool], bytes], request: Request, service: Service, job: Job) -> Response:
     """The written answer, compressed when the caller accepts that."""
     compress = writing.accepts_gzip(request.headers.get("accept-encoding", ""))
-    body = await asyncio.to_thread(lambda: writing.packed(write(), compress))
+    body = await asyncio.to_thread(write, compress)
+    service.wrote(job)
     headers = {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"} if compress else {"Vary": "Accept-Encoding"}
-    late = job.deadline.clock() - job.deadline.moment
-    service.metrics.late_seconds.observe(max(0.0, late))
     log.info("answered", extra={"seconds": round(_arrived(request).elapsed, 4), "bytes": len(body)})
     return Response(body, headers=headers, media_type="application/json")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import os
 from dataclasses import dataclass, field
@@ -19,13 +20,21 @@ from firsttouch.pipeline import Analysis
 from firsttouch.predict import Rates
 from firsttouch.server.desk import Cage, Desk
 from firsttouch.server.metrics import Metrics
+from firsttouch.server.writing import Challenges
 from firsttouch.settings import Settings
 from firsttouch.wallet import own_hotkey
 
 log = logging.getLogger(__name__)
 
-ANSWER_RESERVE_SECONDS = 0.05
-"""Kept for crossing the process border, writing and compressing 750 frames."""
+LEAST_RESERVE_SECONDS = 0.05
+"""Kept at least, for crossing the process border and writing and compressing 750 frames (35 ms on an idle core)."""
+
+FIRST_RESERVE_SECONDS = 0.1
+"""Kept until this machine has shown how long it takes."""
+
+LONGEST_RESERVE_SECONDS = 0.25
+RESERVE_DECAY = 0.95
+"""The slowest answer of late is what the next one must reckon with: it is forgotten by a twentieth an answer."""
 
 LONGEST_SECONDS = 230.0
 """A caller waits 240 s at most."""
@@ -46,6 +55,9 @@ class Service:
     stakes: Stakes | None
     metrics: Metrics = field(default_factory=Metrics)
     draining: bool = False
+    challenges: Challenges = field(default_factory=Challenges)
+    reserve_seconds: float = FIRST_RESERVE_SECONDS
+    """What is kept of each budget for writing the answer."""
     rates: Rates | None = None
     """What the last whole answer has shown of this machine and its links: for TIME_BUDGET_S=auto."""
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -69,6 +81,8 @@ class Service:
     async def start(self) -> None:
         for line in warnings_of(self.settings):
             log.warning(line)
+        gc.collect()
+        gc.freeze()  # what was imported stays: the collector would walk over it while an answer is written
         self.engine.start()
         self._tasks.append(asyncio.create_task(self._sweep()))
         if self.stakes is not None:
@@ -105,11 +119,21 @@ class Service:
     ) -> Job:
         """A job whose deadline counts from the arrival of its request."""
         budget = seconds if seconds is not None else self.settings.deadline_with(self.rates)
-        total = LONGEST_SECONDS if budget is None else budget - ANSWER_RESERVE_SECONDS
+        total = LONGEST_SECONDS if budget is None else budget - self.reserve_seconds
         if budget is not None and self.settings.start_budget_after_first_frame:
             total = min(LONGEST_SECONDS, FIRST_FRAME_SECONDS + budget)
         deadline = Deadline(arrived.started + total, arrived.clock)
-        return Job(url, deadline, partial, every_frame, challenge_id, pictures)
+        return Job(url, deadline, partial, every_frame, challenge_id, pictures, seconds, self.reserve_seconds)
+
+    def wrote(self, job: Job) -> None:
+        """The answer to a job is written. What passed since its deadline is what the next jobs keep for that.
+
+        Not the time until it is sent: a caller that reads slowly must not shorten everybody's budget.
+        """
+        after = job.deadline.clock() - job.deadline.moment
+        self.metrics.late_seconds.observe(max(0.0, after - job.reserve_seconds))
+        reserve = max(after, self.reserve_seconds * RESERVE_DECAY, LEAST_RESERVE_SECONDS)
+        self.reserve_seconds = min(reserve, LONGEST_RESERVE_SECONDS)
 
     async def _sweep(self) -> None:
         while True:
@@ -118,6 +142,17 @@ class Service:
 
     def _done(self, analysis: Analysis) -> None:
         self.metrics.analyzed(analysis)
+        stages = {name: round(seconds, 4) for name, seconds in analysis.stage_seconds.items()}
+        log.info(
+            "computed",
+            extra={
+                "stage_seconds": stages,
+                "frames": len(analysis.frames),
+                "frames_detected": analysis.frames_detected,
+                "bytes_fetched": analysis.bytes_fetched,
+                "stopped_by": analysis.stopped_by,
+            },
+        )
         fetching = analysis.stage_seconds.get("fetch", 0.0)
         if analysis.stopped_by == "end" and analysis.frames_detected and fetching > 0.0:
             self.rates = Rates.of_run(
@@ -137,8 +172,9 @@ class Service:
         watch("firsttouch_engines_idle", "Warm engines without a job", lambda: engine.idle)
         watch("firsttouch_engine_starts", "Engines started so far", lambda: engine.stats.started)
         watch("firsttouch_shared", "Requests that shared another's computation", lambda: desk.joined)
+        watch("firsttouch_reserve_seconds", "Kept for writing the answer", lambda: self.reserve_seconds)
         watch("firsttouch_nonces", "Nonces remembered", lambda: len(self.gate.nonces))
-        for ending in ("overstayed", "ate too much memory", "died"):
+        for ending in ("overstayed", "ate too much memory", "grew too large", "died"):
             name = f"firsttouch_engine_restarts_{ending.replace(' ', '_')}"
             read = functools.partial(_restarts, engine, ending)
             watch(name, f"Engines replaced because they {ending}", read)
