@@ -112,10 +112,11 @@ def main(arguments: list[str] | None = None) -> int:
     nvdec(report, clip, asked.runs)
     if working:
         fastest = working[0][0]
-        for work, measure in (
-            ("three models", lambda: streams(report, fastest, asked.runs)),
-            ("whole", lambda: whole(report, clip, asked.runs, fastest, max(asked.batches))),
-        ):
+        stages: dict[str, Callable[[], None]] = {
+            "three models": lambda: streams(report, fastest, asked.runs),
+            "whole": lambda: whole(report, clip, asked.runs, fastest, max(asked.batches)),
+        }
+        for work, measure in stages.items():
             try:
                 measure()
             except FirsttouchError as exc:
