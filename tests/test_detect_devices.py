@@ -112,6 +112,18 @@ def test_a_runtime_that_falls_back_silently_is_found_out(model, caplog):
     assert "check CUDA" in caplog.text
 
 
+def test_what_runs_instead_is_as_fast_as_this_machine_can(model, monkeypatch, caplog):
+    model.with_suffix(".int8.onnx").write_bytes(model.read_bytes())
+    monkeypatch.setattr("firsttouch.detect.choose.has_int8_instructions", lambda: True)
+    cpu = FakeRuntime("cpu")
+    missing = FakeRuntime(problem_=Problem("no NVIDIA driver answers", "install the driver"))
+    choose_among([missing], model, Wish(device="cuda"), LAYOUT, fallback=cpu)
+    assert [(name, precision) for name, precision, _ in cpu.opened] == [
+        ("tiny.onnx", "fp32"),
+        ("tiny.int8.onnx", "int8"),
+    ]
+
+
 def test_auto_says_nothing_when_there_is_no_gpu(model, caplog):
     missing = FakeRuntime(problem_=Problem("no driver", "none"))
     with caplog.at_level(logging.WARNING):

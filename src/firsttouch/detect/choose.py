@@ -100,7 +100,9 @@ def choose_among(
                 problems.append((runtime, problem))
     chosen = _fastest(working, layout, problems)
     if chosen is None:
-        chosen = Choice(fallback or OrtCpu(), path, "fp32")
+        plain = fallback or OrtCpu()
+        files = [Choice(plain, file, precision) for file, precision in _files(path, plain, "auto")]
+        chosen = _fastest(files, layout, []) or Choice(plain, path, "fp32")
         _warn(wish, problems, chosen)
     elif wish.tensorrt and chosen.runtime.name != "tensorrt":
         _warn(wish, [p for p in problems if p[0].name == "tensorrt"], chosen)
