@@ -37,6 +37,7 @@ train: runs/frames
 		--shares detection=0.40,pitch=0.05,pitch_broadcast=0.14,broadcast=0.16,rendered=0.25
 	$(TRAIN) export runs/joint/last.pt
 	$(TRAIN) quantise $(WEIGHTS)
+	$(TRAIN) half $(WEIGHTS)
 
 # Trains on from the weights that ship.
 train-more: runs/frames
@@ -44,6 +45,7 @@ train-more: runs/frames
 		--shares detection=0.58,pitch=0.05,pitch_broadcast=0.09,broadcast=0.20,rendered=0.08
 	$(TRAIN) export runs/more/last.pt
 	$(TRAIN) quantise $(WEIGHTS)
+	$(TRAIN) half $(WEIGHTS)
 
 runs/frames: $(READY)
 	$(BIN)/python -m pip install --quiet torch==2.13.0 torch-pruning

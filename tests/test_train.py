@@ -154,6 +154,30 @@ def test_the_exported_graph_equals_torch_at_other_sizes_too(tmp_path: Path) -> N
     assert layout["precision"] == "fp32"
 
 
+def test_a_graph_that_ships_opens_again_as_the_network_it_was(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="export needs onnx")
+    from train import export
+    from train.reopen import reopen
+
+    torch.manual_seed(1)
+    network = Network(SMALL).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -1, 1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.uniform_(module.bias, -1, 1)
+    export.write(network, tmp_path / "small.onnx", {})
+    planes = torch.randint(0, 255, (2, 6, 64, 96), dtype=torch.uint8)
+    again = reopen(tmp_path / "small.onnx", [planes], SMALL)
+    inputs = (planes.float() - 128) / 64
+    with torch.inference_mode():
+        for mine, theirs in zip(again(inputs), network(inputs), strict=True):
+            assert torch.allclose(mine, theirs, atol=1e-3)
+        # the statistics are those of the views: training mode says the same as evaluation
+        for mine, theirs in zip(again.train()(inputs), network(inputs), strict=True):
+            assert torch.allclose(mine, theirs, atol=0.05)
+
+
 def test_keypoints_alone_do_not_hold_back_boxes(tmp_path: Path) -> None:
     """The runtime may skip the pitch head: nothing that `boxes` needs may come through it."""
     onnx = pytest.importorskip("onnx")

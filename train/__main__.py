@@ -1,4 +1,4 @@
-"""`python -m train fit | export | quantise | prune | judge`: from labelled folders to the shipped weights."""
+"""`python -m train fit | export | quantise | half | prune | judge`: from labelled folders to the shipped weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ COMMANDS = {
     "fit": "train the joint network",
     "export": "write the fp32 ONNX graph of a checkpoint",
     "quantise": "write the int8 graph of an fp32 one",
+    "half": "write the fp16 graph of an fp32 one",
 }
 
 

@@ -57,6 +57,12 @@ def stamp(model: onnx.ModelProto, facts: dict[str, Any], precision: str) -> None
     onnx.helper.set_model_props(model, {"firsttouch": json.dumps(layout | {"trained": facts})})
 
 
+def stamped_facts(model: onnx.ModelProto) -> dict[str, Any]:
+    """The training facts that `stamp` wrote into a graph."""
+    facts: dict[str, Any] = json.loads(next(p.value for p in model.metadata_props if p.key == "firsttouch"))["trained"]
+    return facts
+
+
 def session(path: Path, threads: int = 2) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

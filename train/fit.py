@@ -279,7 +279,7 @@ def start_network(args: argparse.Namespace, frames: list[Frame]) -> Network:
     if args.start.suffix != ".onnx":
         return load_network(args.start)[0]
     views = itertools.islice(Batches(frames, parse_shares(args.shares), 0.0, args.seed), REOPEN_BATCHES)
-    return reopen(args.start, (planes for planes, _ in views))[0]
+    return reopen(args.start, (planes for planes, _ in views))
 
 
 def judge(network: nn.Module, validation: dict[str, list[Frame]], out: Path, step: int) -> None:

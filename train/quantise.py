@@ -7,7 +7,6 @@ no pass over the picture is left before the first convolution.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from train import data
 from train.augment import FULL, augmented_view, plain_view
-from train.export import session, stamp
+from train.export import session, stamp, stamped_facts
 from train.fit import load_training_frames
 from train.network import SCALE, ZERO_POINT
 
@@ -84,8 +83,7 @@ def quantise(source: Path, target: Path, planes: list[NDArray[np.uint8]]) -> Non
     feed_uint8(model)
     fold_stem(model)
     repeat_pixels(model)
-    facts = json.loads(next(p.value for p in onnx.load(source).metadata_props if p.key == "firsttouch"))["trained"]
-    stamp(model, facts | {"calibration_frames": len(planes)}, "int8")
+    stamp(model, stamped_facts(onnx.load(source)) | {"calibration_frames": len(planes)}, "int8")
     onnx.checker.check_model(model)
     onnx.save(model, target)
     session(target)  # it must load

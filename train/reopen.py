@@ -6,7 +6,6 @@ training views and whose scale undoes them: the answers are the same, and traini
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 from train.network import SCALE, ZERO_POINT, Conv, Network, Widths
 
 
-def reopen(path: Path, views: Iterable[Tensor], widths: Widths | None = None) -> tuple[Network, dict[str, Any]]:
-    """The network of an fp32 file of `export`, and its training facts; `views` are batches of planes as trained on."""
+def reopen(path: Path, views: Iterable[Tensor], widths: Widths | None = None) -> Network:
+    """The network of an fp32 file of `export`; `views` are batches of planes as trained on."""
     model = onnx.load(path)
     network = Network(widths)
     kernels = _kernels(model)
@@ -35,8 +34,7 @@ def reopen(path: Path, views: Iterable[Tensor], widths: Widths | None = None) ->
     for out, rows in ((network.person_out, slice(0, 8)), (network.ball_out, slice(8, 13))):
         _copy(out, weight[rows], bias[rows])
     _put_statistics(network.eval(), views)
-    facts = json.loads(next(p.value for p in model.metadata_props if p.key == "firsttouch"))["trained"]
-    return network, facts
+    return network
 
 
 def _kernels(model: onnx.ModelProto) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
