@@ -28,11 +28,13 @@ from .index import Index, locate_index, read_index
 from .motion import Motion
 from .netpolicy import Policy
 from .plan import DEFAULT_STRIDE, Plan, Rates, make_plan
+from .predict import Choice
 from .ranges import ByteRange, gaps
 from .settings import Settings
 from .source import Connections, Facts, Source, open_source
 from .sparse import SparseBytes
 from .track import link
+from .tune import Machine, best_budget
 from .work import Snapshot, Work
 
 log = logging.getLogger(__name__)
@@ -99,6 +101,8 @@ class Options:
     max_bytes: int = 512 * 1024 * 1024
     start_budget_after_first_frame: bool = False
     """The guide's meaning of the deadline: it runs from the first looked-at frame."""
+    auto_deadline: bool = False
+    """Stop when another second costs more score than it brings, by `tune`'s model; the deadline is then the latest."""
 
     @classmethod
     def of(cls, settings: Settings, *, every_frame: bool = False) -> Options:
@@ -116,7 +120,14 @@ class Options:
             nvdec=settings.use_nvdec,
             max_bytes=settings.max_clip_bytes,
             start_budget_after_first_frame=settings.start_budget_after_first_frame,
+            auto_deadline=settings.deadline_is_auto,
         )
+
+    @property
+    def choice(self) -> Choice:
+        """What `tune`'s model wants to know."""
+        stride = 1 if self.every_frame else self.stride
+        return Choice(self.fetch, self.fetch_mb * MEGABYTE / 1e6, stride, pitch=self.pitch)
 
 
 def wish_for(settings: Settings) -> Wish:
@@ -383,6 +394,8 @@ class _Run:
             return
         self.rates = self._measured(source)
         self.planned_first = self.watch.elapsed
+        if self.options.auto_deadline:
+            self._choose_deadline(clip.index)
         self._plan(source, clip)
 
     def _tell(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
@@ -436,6 +449,15 @@ class _Run:
         if clip.index is not None and not math.isinf(self.deadline.moment):
             self._replan(source, clip)
         return self.work.finished
+
+    def _choose_deadline(self, index: Index) -> None:
+        """TIME_BUDGET_S=auto, now that the clip and the link are known; never later than what was asked for."""
+        best = best_budget(index, Machine(self.rates, self.watch.elapsed), self.options.choice)
+        log.info("TIME_BUDGET_S=auto: %g s", best)
+        self.budget_seconds = min(best, self.budget_seconds)
+        if not math.isinf(self.deadline.moment) or not self.options.start_budget_after_first_frame:
+            moment = self.deadline.clock() - self.watch.elapsed + best
+            self.deadline = Deadline(min(moment, self.deadline.moment), self.deadline.clock)
 
     # --- planning -------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
 from dataclasses import dataclass, field
 
 from firsttouch import metagraph
@@ -15,8 +14,6 @@ from firsttouch.engine import Engine, Job
 from firsttouch.errors import SettingsError
 from firsttouch.metagraph import Stakes
 from firsttouch.netpolicy import Policy
-from firsttouch.pipeline import Analysis
-from firsttouch.predict import Rates
 from firsttouch.server.desk import Cage, Desk
 from firsttouch.server.metrics import Metrics
 from firsttouch.settings import Settings
@@ -46,8 +43,6 @@ class Service:
     stakes: Stakes | None
     metrics: Metrics = field(default_factory=Metrics)
     draining: bool = False
-    rates: Rates | None = None
-    """What the last whole answer has shown of this machine and its links: for TIME_BUDGET_S=auto."""
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @classmethod
@@ -104,7 +99,7 @@ class Service:
         pictures: tuple[tuple[int, str | None, bytes], ...] = (),
     ) -> Job:
         """A job whose deadline counts from the arrival of its request."""
-        budget = seconds if seconds is not None else self.settings.deadline_with(self.rates)
+        budget = seconds if seconds is not None else self.settings.deadline_seconds
         total = LONGEST_SECONDS if budget is None else budget - ANSWER_RESERVE_SECONDS
         if budget is not None and self.settings.start_budget_after_first_frame:
             total = min(LONGEST_SECONDS, FIRST_FRAME_SECONDS + budget)
@@ -116,21 +111,9 @@ class Service:
             await asyncio.sleep(NONCE_SWEEP_SECONDS)
             self.gate.nonces.forget_expired()
 
-    def _done(self, analysis: Analysis) -> None:
-        self.metrics.analyzed(analysis)
-        fetching = analysis.stage_seconds.get("fetch", 0.0)
-        if analysis.stopped_by == "end" and analysis.frames_detected and fetching > 0.0:
-            self.rates = Rates.of_run(
-                analysis.stage_seconds,
-                frame_count=analysis.frame_count,
-                frames_looked_at=analysis.frames_detected,
-                bytes_per_second=analysis.bytes_fetched / fetching,
-                cores=os.cpu_count() or 1,
-            )
-
     def _watch(self) -> None:
         watch, engine, desk = self.metrics.watch, self.engine, self.desk
-        desk.on_done = self._done
+        desk.on_done = self.metrics.analyzed
         watch("firsttouch_queue_length", "Challenges that wait", lambda: desk.queued)
         watch("firsttouch_running", "Challenges being computed", lambda: desk.running)
         watch("firsttouch_ready", "1 when a warm engine is there", lambda: engine.ready)
