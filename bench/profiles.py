@@ -1,8 +1,8 @@
 """The profiles side by side: time, coverage, F1 and what the judge's formula makes of them, on one clip and link.
 
-The match, 100 Mbit/s, 30 ms round trip, connection kept, one warm process that plans with the rates of its last answer, as
-the service does. Truth is our own answer with every frame looked at, so the scores compare profiles with each other; they
-say nothing about how well the network sees. Pitch lines are looked for in the clip's pictures.
+The match, 100 Mbit/s, 30 ms round trip, connection kept, one warm process that plans with the rates of its last
+answer, as the service does. Truth is our own answer with every frame looked at, so the scores compare profiles with
+each other; they say nothing about how well the network sees. Pitch lines are looked for in the clip's pictures.
 """
 
 from __future__ import annotations

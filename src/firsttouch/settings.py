@@ -197,7 +197,7 @@ class Settings(BaseSettings):
 
     @property
     def deadline_seconds(self) -> float | None:
-        """TIME_BUDGET_S as a number, None without a deadline; for auto the longest it may choose when it sees the clip."""
+        """TIME_BUDGET_S as a number, None without a deadline; for auto the longest that it may choose for a clip."""
         return BUDGETS[-1] if self.time_budget_s == "auto" else self.time_budget_s
 
     @property
