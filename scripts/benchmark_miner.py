@@ -16,7 +16,7 @@ import logging
 import platform
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +28,7 @@ from rich.table import Table
 from firsttouch.detect import Detector
 from firsttouch.errors import DeadlineExceeded, FirsttouchError, SettingsError
 from firsttouch.pipeline import Analysis, Options, analyze, detector_for
-from firsttouch.predict import FASTEST_SECONDS, Fetch, carried_f1, judged
+from firsttouch.predict import FASTEST_SECONDS, Fetch, carried, judged
 from firsttouch.settings import Settings, load
 
 RUNS = 3
@@ -94,9 +94,12 @@ async def measure(source: str, settings: Settings, mode: Fetch, detector: Detect
 
 def run_of(analysis: Analysis, mode: Fetch, settings: Settings, detector: Detector) -> Run:
     with_objects = sum(len(frame.ids) > 0 for frame in analysis.frames)
+    stride = round(len(analysis.frames) / max(1, analysis.frames_detected))
+    f1, boxes = carried(replace(settings.choice, stride=stride))
     prediction = judged(
         coverage=with_objects / max(1, analysis.frame_count),
-        f1=carried_f1(len(analysis.frames) / max(1, analysis.frames_detected)),
+        f1=f1,
+        boxes=boxes,
         seconds=analysis.stage_seconds["total"],
         pitch=not settings.skip_pitch,
         fastest=FASTEST_SECONDS,

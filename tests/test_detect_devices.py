@@ -79,6 +79,14 @@ def model(tmp_path) -> Path:
     return detect_graphs.native(tmp_path / "tiny.onnx", BOXES, SCORES, POINTS)
 
 
+def test_device_cuda_without_a_gpu_runs_the_fastest_precision_of_the_cpu(model, monkeypatch):
+    model.with_suffix(".int8.onnx").write_bytes(model.read_bytes())
+    monkeypatch.setattr("firsttouch.detect.choose.has_int8_instructions", lambda: True)
+    missing, cpu = FakeRuntime(problem_=Problem("no driver", "install it")), FakeRuntime("cpu")
+    choose_among([missing], model, Wish(device="cuda"), LAYOUT, fallback=cpu)
+    assert [precision for _, precision, _ in cpu.opened] == ["fp32", "int8"]
+
+
 def test_the_fastest_of_what_works_is_chosen(model):
     fast, slow = FakeRuntime("cuda"), FakeRuntime("cpu", seconds=0.05)
     chosen = choose_among([fast, slow], model, Wish(), LAYOUT)

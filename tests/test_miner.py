@@ -100,6 +100,15 @@ def test_the_guides_block_is_valid_and_is_the_guide_profile(monkeypatch: pytest.
     assert different <= {"device"}
 
 
+def test_a_wrong_value_stops_the_start_with_what_is_allowed_and_no_traceback() -> None:
+    env = os.environ | {"PARTIAL_DOWNLOAD_MB": "lots"}
+    done = subprocess.run([sys.executable, "-c", "import main"], cwd=MINER, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "PARTIAL_DOWNLOAD_MB='lots' (from the environment): must be a number from 0.01 to 1000" in done.stderr
+    assert "hint: firsttouch config" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_unit_starts_the_same_app() -> None:
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]

@@ -71,6 +71,17 @@ def test_a_loss_is_what_the_final_score_would_gain(truth, pictures):
     assert speed.why == "3.00 s, 2.00 s after the fastest"
 
 
+def test_no_coverage_is_lost_where_70_percent_are_answered(truth):
+    for classes in ([2], [0, 2], [1, 2], [2, 3], [0, 3]):  # their mean is rounded up or down
+        document = scene.document(range(600))
+        for frame in document["frames"]:
+            frame["objects"] = [thing for thing in frame["objects"] if thing["class_id"] in classes]
+            frame["objects"][-1]["class_id"] = 1
+        result = judge(parse_answer(document), truth)
+        assert result.bbox.coverage == pytest.approx(0.8)
+        assert "coverage" not in {loss.term for loss in result.losses}
+
+
 def test_final_is_the_weighted_sum_of_its_parts(truth, pictures):
     result = score(scene.answer(), truth, pictures, seconds=2.0)
     parts = 0.65 * (0.5 * result.bbox.value + 0.5 * result.keypoints.value) + 0.35 * result.speed
@@ -170,7 +181,10 @@ def test_all_zero_key_points_score_next_to_nothing(truth):
     document = scene.document()
     for frame in document["frames"]:
         frame["keypoints"] = [[0, 0]] * 32
-    terms = judge(parse_answer(document), truth).keypoints
+    result = judge(parse_answer(document), truth)
+    [loss] = [loss for loss in result.losses if "SKIP_PITCH" in loss.why]
+    assert loss.points == pytest.approx(0.325 * (1 - result.keypoints.value))
+    terms = result.keypoints
     assert terms.frames_with_homography == 0
     assert terms.continuity == 1
     assert terms.value < 0.02

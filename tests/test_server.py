@@ -585,6 +585,17 @@ def test_a_service_without_checks_binds_to_loopback() -> None:
     assert serve.default_host(Settings(blacklist_enabled=False)) == "127.0.0.1"
 
 
+def test_the_start_says_what_a_prefix_costs_with_the_predicted_score() -> None:
+    from firsttouch.predict import predict
+    from firsttouch.server.service import warnings_of
+    from firsttouch.settings import load
+
+    settings = load({"partial_download": "1"}, env_file=None)
+    [line] = [line for line in warnings_of(settings) if line.startswith("PARTIAL_DOWNLOAD=1 costs score")]
+    assert f"predicted {predict(settings.choice).final:.2f}" in line
+    assert line.endswith("set PARTIAL_DOWNLOAD=0")
+
+
 def test_switched_off_checks_are_said_loudly(caplog: pytest.LogCaptureFixture) -> None:
     from firsttouch.server.service import warnings_of
 

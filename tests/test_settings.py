@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from firsttouch.errors import SettingsError
-from firsttouch.predict import Choice, Rates, best_deadline, predict
+from firsttouch.predict import BUDGETS, Choice, Rates, best_deadline, predict
 from firsttouch.settings import PROFILES, Settings, env_text, load, shown
 
 
@@ -114,9 +114,9 @@ def test_the_guides_switches_choose_the_fetch(switch: str, mode: str) -> None:
 def test_time_budget_may_be_a_number_auto_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIME_BUDGET_S", "auto")
     assert load().deadline_is_auto
-    assert load().deadline_seconds == best_deadline()
-    slow_link = Rates(bytes_per_second=1.65e6)
-    assert load().deadline_with(slow_link) == best_deadline(rates=slow_link) > best_deadline()
+    assert load().choice.budget_seconds == best_deadline()
+    assert load().deadline_seconds == BUDGETS[-1]  # the latest it may choose once it has seen the clip
+    assert best_deadline(rates=Rates(bytes_per_second=1.65e6)) > best_deadline()
     monkeypatch.setenv("TIME_BUDGET_S", "none")
     assert load().time_budget_s is None
     assert not load().deadline_is_auto

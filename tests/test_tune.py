@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,28 +14,31 @@ from typer.testing import CliRunner
 
 from firsttouch.clock import Deadline, Stopwatch
 from firsttouch.commands import tune as tune_command
+from firsttouch.errors import DeadlineExceeded
 from firsttouch.index import Index
-from firsttouch.pipeline import analyze_sync
+from firsttouch.pipeline import Options, analyze_sync
 from firsttouch.plan import Rates
 from firsttouch.predict import (
+    BUDGETS,
     Choice,
     Clip,
     Prediction,
     best_deadline,
+    carried,
     final_score,
     judged,
     predict,
     speed_term,
 )
-from firsttouch.predict import Rates as PlainRates
 from firsttouch.score import FORMULAS, LATEST
 from firsttouch.server.service import Service
-from firsttouch.settings import load
+from firsttouch.settings import PROFILES, ProfileName, Settings, load
 from firsttouch.size import fetch_index
 from firsttouch.source import open_source
 from firsttouch.tune import (
     Candidate,
     Machine,
+    best_budget,
     candidate_values,
     outlook,
     over_clips,
@@ -48,6 +52,7 @@ from tests.seeing import NumberReader
 from tests.toy import toy_clip, toy_model
 
 MACHINE = Machine(Rates())
+PROFILES_MEASURED = [("guide", 0.41), ("extreme", 0.04), ("balanced", 0.37), ("complete", 0.65), ("accurate", 0.60)]
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +80,15 @@ def test_the_model_uses_the_judges_formula() -> None:
 
 def test_a_prefix_covers_its_share(index: Index) -> None:
     half = index.size_bytes / 2 / 1024 / 1024
-    seen = outlook(index, MACHINE, settings_of({"partial_download": 1, "partial_download_mb": half, "frame_stride": 5}))
+    seen = outlook(
+        index, MACHINE, settings_of({"partial_download": 1, "partial_download_mb": half, "frame_stride": 5}).choice
+    )
     assert seen.coverage == pytest.approx(0.5, abs=0.12)
-    assert outlook(index, MACHINE, settings_of({"frame_stride": 5})).coverage > 0.95
+    assert outlook(index, MACHINE, settings_of({"frame_stride": 5}).choice).coverage > 0.95
 
 
 def test_a_shorter_budget_is_never_better_answered_nor_later(index: Index) -> None:
-    outlooks = [outlook(index, MACHINE, settings_of({"time_budget_s": b})) for b in (0.2, 0.4, 0.8, 1.6)]
+    outlooks = [outlook(index, MACHINE, settings_of({"time_budget_s": b}).choice) for b in (0.2, 0.4, 0.8, 1.6)]
     assert [o.seconds for o in outlooks] == sorted(o.seconds for o in outlooks)
     answered = [o.coverage * o.f1 for o in outlooks]
     assert all(a <= b + 0.02 for a, b in pairwise(answered))
@@ -91,8 +98,8 @@ def test_a_shorter_budget_is_never_better_answered_nor_later(index: Index) -> No
 def test_a_slow_link_makes_the_full_download_slow(index: Index) -> None:
     slow = replace(MACHINE, rates=replace(MACHINE.rates, bytes_per_second=500_000.0))
     full = settings_of({"fetch": "full", "frame_stride": 5, "time_budget_s": "none"})
-    assert outlook(index, slow, full).seconds > index.size_bytes / 500_000
-    assert outlook(index, MACHINE, full).seconds < outlook(index, slow, full).seconds
+    assert outlook(index, slow, full.choice).seconds > index.size_bytes / 500_000
+    assert outlook(index, MACHINE, full.choice).seconds < outlook(index, slow, full.choice).seconds
 
 
 def test_candidates_keep_to_the_deadline() -> None:
@@ -142,35 +149,72 @@ def test_search_prefers_spread_frames_to_a_prefix_on_a_long_clip(index: Index) -
 
 def test_auto_deadline_stops_when_another_second_costs_more_than_it_brings() -> None:
     clip = Clip()
-    for rates in (PlainRates(), PlainRates(bytes_per_second=1.65e6), PlainRates(cores=16)):
+    for rates in (Rates(), Rates(bytes_per_second=1.65e6), Rates(workers=16)):
         chosen = best_deadline(clip, rates)
         here = predict(Choice(budget_seconds=chosen), clip, rates).final
         assert predict(Choice(budget_seconds=chosen + 1.0), clip, rates).final <= here + 0.001
         assert predict(Choice(budget_seconds=max(0.5, chosen - 0.5)), clip, rates).final <= here
-    assert best_deadline(clip, PlainRates(cores=16)) < best_deadline(clip, PlainRates(cores=1))
+    assert best_deadline(clip, Rates(workers=16)) < best_deadline(clip, Rates(workers=1))
 
 
-def test_the_service_learns_its_auto_deadline_from_its_answers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bytes_per_second", [300_000.0, 1.65e6, 12.5e6])
+def test_auto_deadline_is_the_budget_that_tune_rates_best(index: Index, bytes_per_second: float) -> None:
+    machine = replace(MACHINE, rates=replace(MACHINE.rates, bytes_per_second=bytes_per_second))
+    auto = {
+        c.values["time_budget_s"]: c.predicted.final
+        for c in search(index, machine)
+        if c.values["frame_stride"] == "auto"
+    }
+    assert auto[best_budget(index, machine, Choice())] == pytest.approx(max(auto.values()), abs=0.001)
+
+
+def test_a_slower_link_gets_a_later_auto_deadline(index: Index) -> None:
+    slow = replace(MACHINE, rates=replace(MACHINE.rates, bytes_per_second=index.size_bytes / 4))
+    assert best_budget(index, slow, Choice()) > best_budget(index, MACHINE, Choice())
+
+
+def test_an_answer_under_auto_stops_when_the_model_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, Choice]] = []
+
+    def at_once(index: Index, machine: Machine, choice: Choice) -> float:
+        asked.append((index.frame_count, choice))
+        assert machine.connect_seconds > 0
+        return 0.0
+
+    monkeypatch.setattr("firsttouch.pipeline.best_budget", at_once)
+    clip, options = toy_clip(tmp_path), Options.of(load({"time_budget_s": "auto", "skip_pitch": "1"}))
+    with pytest.raises(DeadlineExceeded):
+        analyze_sync(clip, deadline=60.0, options=options, detector=NumberReader())
+    assert asked == [(100, Choice(megabytes=4 * 1024 * 1024 / 1e6, pitch=False))]
+
+
+def test_auto_in_the_service_may_choose_until_the_longest_budget() -> None:
     settings = load({"time_budget_s": "auto", "verify_enabled": "0", "blacklist_enabled": "0"}, env_file=None)
-    service = Service.of(settings)
-    watch = Stopwatch(clock=lambda: 0.0)
-    at_first = service.job(watch, "http://a.example/x.mp4").deadline.moment
-    analysis = analyze_sync(toy_clip(tmp_path), detector=NumberReader())
-    stages = {"connect": 0.1, "fetch": 8.0, "decode": 0.3, "detect": 0.2, "carry": 0.1}
-    service._done(replace(analysis, stage_seconds=stages, bytes_fetched=14_000_000))
-    assert service.rates is not None
-    assert service.rates.bytes_per_second == 1_750_000
-    later = service.job(watch, "http://a.example/x.mp4").deadline.moment
-    assert later > at_first
-    assert later == pytest.approx(best_deadline(rates=service.rates), abs=0.1)
+    moment = Service.of(settings).job(Stopwatch(clock=lambda: 0.0), "http://a.example/x.mp4").deadline.moment
+    assert moment == pytest.approx(BUDGETS[-1], abs=0.1)
+    assert Options.of(settings).auto_deadline
 
 
-def test_rates_of_a_run() -> None:
-    stages = {"connect": 0.1, "decode": 3.0, "detect": 0.3, "carry": 1.5}
-    rates = PlainRates.of_run(
-        stages, frame_count=750, frames_looked_at=50, bytes_per_second=1e6, round_trip_seconds=0.02, cores=2
-    )
-    assert (rates.decode_ms, rates.detect_ms, rates.flow_ms) == pytest.approx((4.0, 6.0, 1.0))
+@pytest.mark.parametrize(("name", "measured"), PROFILES_MEASURED)
+def test_a_profiles_predicted_score_is_near_the_measured_one(name: ProfileName, measured: float) -> None:
+    """The README's table, `python -m bench profiles`."""
+    clip = Clip(megabytes=14.7)
+    assert predict(Settings(**PROFILES[name].values).choice, clip).final == pytest.approx(measured, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Choice(stride=5, width=416), Choice(stride=5)),
+        (Choice(stride=5, width=384), Choice(stride=5, width=416)),
+        (Choice(stride=5, tracking=False), Choice(stride=5)),
+        (Choice(stride=5, confidence=0.25), Choice(stride=5)),
+        (Choice(stride=12), Choice(stride=5)),
+    ],
+)
+def test_what_the_guide_gives_up_costs_boxes(one: Choice, other: Choice) -> None:
+    assert carried(one)[0] < carried(other)[0]
+    assert carried(one)[1] < carried(other)[1]
 
 
 @pytest.mark.slow
@@ -182,8 +226,16 @@ def test_the_command_prints_a_ready_env_and_a_picture(tmp_path: Path, monkeypatc
     app = typer.Typer()
     tune_command.register(app)
     plot = tmp_path / "tune.png"
-    result = CliRunner().invoke(app, [str(clip), "--minutes", "0.05", "--plot", str(plot)])
+    result = CliRunner().invoke(app, [str(clip), "--minutes", "0.05"])
     assert result.exit_code == 0, result.output
+    for words in (
+        "Pareto front",
+        "<- recommended",
+        "TIME_BUDGET_S=auto stops at",
+        "predictions were off by",
+    ):
+        assert words in result.stderr
+    assert re.search(r"^# \d+ settings were run; predictions were off by \d", result.stdout, re.MULTILINE)
     assert plot.read_bytes()[:4] == b"\x89PNG"
     ready = tmp_path / "ready.env"
     ready.write_text(result.stdout)

@@ -136,14 +136,19 @@ async def examine_source(name: str, settings: Settings, detector: Detector) -> l
                 warm, _, _ = await _look(name, connections)
                 findings += connection_findings(name, settings, cold, warm)
             findings += index_findings(index, moov)
-            for _ in range(2):  # the first run warms the process up
+            rates = None
+            for _ in range(
+                2
+            ):  # the first run warms the process up, and shows the rates to plan with, as in the service
                 analysis = await analyze(
                     name,
                     deadline=settings.deadline_seconds,
                     options=Options.of(settings),
                     detector=detector,
                     connections=connections,
+                    rates=rates,
                 )
+                rates = analysis.rates
         except FirsttouchError as error:
             return [*findings, Finding("source", "wrong", f"{error.name}: {error}", error.hint)]
     return [*findings, *answer_findings(analysis, settings, index, remote=remote)]
@@ -279,8 +284,8 @@ def _megabytes_for(index: Index | None, coverage: float) -> float | None:
 SLOWEST: Sequence[tuple[str, str]] = (
     ("connect", "set WARM_ORIGINS to this origin"),
     ("fetch", "move nearer to the origin, or set FETCH=sparse and a shorter TIME_BUDGET_S"),
-    ("decode", "set FRAME_STRIDE=auto, or use a GPU with USE_NVDEC=1"),
-    ("detect", "raise FRAME_STRIDE, or use a faster device"),
+    ("decode", "use a GPU with USE_NVDEC=1, or more cores"),
+    ("detect", "use a faster device (firsttouch models shows what runs)"),
     ("carry", "raise the number of cores"),
 )
 
@@ -289,6 +294,8 @@ def _time_finding(analysis: Analysis, settings: Settings) -> Finding:
     seconds = analysis.stage_seconds
     total, budget = seconds["total"], settings.deadline_seconds
     stage, change = max(SLOWEST, key=lambda pair: seconds.get(pair[0], 0.0))
+    if settings.stride is not None and stage in ("decode", "detect", "carry"):
+        change = "set FRAME_STRIDE=auto: the plan then keeps to the budget"
     evidence = f"{total:.2f} s in all; most of it {stage} ({seconds.get(stage, 0.0):.2f} s)"
     late = budget is not None and not settings.start_budget_after_first_frame and total > budget + LATE_SECONDS
     if late:

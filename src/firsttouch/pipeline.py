@@ -28,11 +28,13 @@ from .index import Index, locate_index, read_index
 from .motion import Motion
 from .netpolicy import Policy
 from .plan import DEFAULT_STRIDE, Plan, Rates, make_plan
+from .predict import Choice
 from .ranges import ByteRange, gaps
 from .settings import Settings
 from .source import Connections, Facts, Source, open_source
 from .sparse import SparseBytes
 from .track import link
+from .tune import Machine, best_budget
 from .work import Snapshot, Work
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,9 @@ TAIL_BYTES = 64 * 1024
 
 ANSWER_RESERVE_SECONDS = 0.11
 """Kept before the deadline for the last quantum, linking, carrying and writing 750 frames."""
+
+LINK_SECONDS_A_LOOK = 0.0004
+"""Kept beside it for each frame looked at: linking 717 of them took 0.28 s."""
 
 WEAKER = 0.1
 """Detections this much below the threshold still continue a track that a surer one began (ByteTrack's idea)."""
@@ -99,6 +104,8 @@ class Options:
     max_bytes: int = 512 * 1024 * 1024
     start_budget_after_first_frame: bool = False
     """The guide's meaning of the deadline: it runs from the first looked-at frame."""
+    auto_deadline: bool = False
+    """Stop when another second costs more score than it brings, by `tune`'s model; the deadline is then the latest."""
 
     @classmethod
     def of(cls, settings: Settings, *, every_frame: bool = False) -> Options:
@@ -116,7 +123,14 @@ class Options:
             nvdec=settings.use_nvdec,
             max_bytes=settings.max_clip_bytes,
             start_budget_after_first_frame=settings.start_budget_after_first_frame,
+            auto_deadline=settings.deadline_is_auto,
         )
+
+    @property
+    def choice(self) -> Choice:
+        """What `tune`'s model wants to know."""
+        stride = 1 if self.every_frame else self.stride
+        return Choice(self.fetch, self.fetch_mb * MEGABYTE / 1e6, stride, pitch=self.pitch)
 
 
 def wish_for(settings: Settings) -> Wish:
@@ -387,6 +401,8 @@ class _Run:
             return
         self.rates = self._measured(source)
         self.planned_first = self.watch.elapsed
+        if self.options.auto_deadline:
+            self._choose_deadline(clip.index)
         self._plan(source, clip)
 
     def _tell(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
@@ -428,7 +444,8 @@ class _Run:
     async def _finished(self, source: Source, clip: _Clip) -> bool:
         """Wait until something changed; True when all is done, the deadline is near, or nothing more can come."""
         assert self.work is not None
-        left = self.deadline.earlier(ANSWER_RESERVE_SECONDS).remaining()
+        reserve = ANSWER_RESERVE_SECONDS + LINK_SECONDS_A_LOOK * len(self.work.detections)
+        left = self.deadline.earlier(reserve).remaining()
         if self.work.finished or left <= 0.0 or (self.fetch_error and self.work.idle):
             return True
         tick = left if math.isinf(left) else min(left, REPLAN_SECONDS)
@@ -440,6 +457,15 @@ class _Run:
         if clip.index is not None and not math.isinf(self.deadline.moment):
             self._replan(source, clip)
         return self.work.finished
+
+    def _choose_deadline(self, index: Index) -> None:
+        """TIME_BUDGET_S=auto, now that the clip and the link are known; never later than what was asked for."""
+        best = best_budget(index, Machine(self.rates, self.watch.elapsed), self.options.choice)
+        log.info("TIME_BUDGET_S=auto: %g s", best)
+        self.budget_seconds = min(best, self.budget_seconds)
+        if not math.isinf(self.deadline.moment) or not self.options.start_budget_after_first_frame:
+            moment = self.deadline.clock() - self.watch.elapsed + best
+            self.deadline = Deadline(min(moment, self.deadline.moment), self.deadline.clock)
 
     # --- planning -------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from .index import Index
 from .predict import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES, LEAP_FRAMES, MOMENTUM_FRAMES
 from .predict import F1_BY_GAP as LINEAR_QUALITY
 from .predict import F1_BY_STRIDE as FLOW_QUALITY
+from .predict import Rates as Rates
 from .ranges import ByteRange, coalesce, total, weave
 
 FloatArray = npt.NDArray[np.float64]
@@ -49,41 +50,6 @@ WOVEN_STEPS, WOVEN_BYTES = 2, 256 * 1024
 
 JOIN_BYTES = 32 * 1024
 """Ranges closer than this are one request: 32 KiB cost 2.6 ms at 100 Mbit/s, a request costs more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What this machine and link can do: the three rates that bind, and the time before the first byte."""
-
-    bytes_per_second: float = 12.5e6
-    round_trip_seconds: float = 0.03
-    decode_key_seconds: float = 0.014
-    decode_reference_seconds: float = 0.006
-    decode_disposable_seconds: float = 0.0
-    detect_seconds: float = 0.013
-    flow_seconds: float = 0.003
-    """For each frame that flow goes through."""
-    flow_look_seconds: float = 0.004
-    """For each pair of looks, on top."""
-    workers: int = 2
-
-    def decode_seconds(self, keys: int, references: int) -> float:
-        """What so many key and other reference frames should take one core."""
-        return keys * self.decode_key_seconds + references * self.decode_reference_seconds
-
-    def follow_seconds(self, pairs: int, frames: int) -> float:
-        """What flow over so many pairs of looks with so many decoded frames should take one core."""
-        return pairs * self.flow_look_seconds + frames * self.flow_seconds
-
-    def decoding_times(self, factor: float) -> Rates:
-        return replace(
-            self,
-            decode_key_seconds=self.decode_key_seconds * factor,
-            decode_reference_seconds=self.decode_reference_seconds * factor,
-        )
-
-    def following_times(self, factor: float) -> Rates:
-        return replace(self, flow_seconds=self.flow_seconds * factor, flow_look_seconds=self.flow_look_seconds * factor)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,15 @@ JUDGE_LIMIT_SECONDS = 15.0
 FASTEST_SECONDS = 1.0
 """What the fastest answer is taken to need when nobody says; the speed term is measured against it."""
 
-DETECTOR_QUALITY = 0.9
-"""bbox before coverage when every frame is looked at: an assumption; `firsttouch score` measures it."""
+DETECTOR_QUALITY = 0.98
+"""bbox before coverage when every frame is looked at, our own such answer being the truth (`python -m bench profiles`).
+Against labels it is less, for every choice alike; `firsttouch score` measures it."""
 
 STRIDES = (1, 2, 3, 5, 8, 12, 18, 25, 37)
 """Distances between looked-at frames that the automatic stride chooses from."""
 
-BUDGETS = tuple(quarter / 4 for quarter in range(2, 49))
-"""Deadlines that `best_deadline` chooses from, in seconds."""
+BUDGETS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 9.0)
+"""Deadlines that `best_deadline`, `tune` and TIME_BUDGET_S=auto choose from, in seconds."""
 
 F1_BY_STRIDE = (
     (1, 1.0),
@@ -59,6 +60,26 @@ MOMENTUM_FRAMES = 7.5
 """By e in so many frames falls the share of bodies that are found where their velocity would have them. Fitted to seven
 plans for 2 to 3.6 MB of the match (F1 over its holes of 45 to 220 frames)."""
 
+BOXES_BY_STRIDE = ((1, 1.0), (3, 0.82), (5, 0.73), (12, 0.52), (37, 0.45), (75, 0.3), (150, 0.1))
+"""The judge's box score likewise: it takes a point away for a box on nobody, so it falls faster than F1 does. Up to 18
+measured without a deadline on the match of `python -m bench profiles`; beyond an extrapolation."""
+
+WITHOUT_TRACKER = (0.83, 0.79)
+F1_BY_WIDTH = ((128, 0.3), (384, 0.89), (416, 0.94), (512, 0.96), (640, 1.0))
+BOXES_BY_WIDTH = ((128, 0.3), (384, 0.84), (416, 0.96), (512, 0.98), (640, 1.0))
+F1_BY_CONFIDENCE = ((0.25, 0.91), (0.4, 1.0), (0.5, 0.96), (0.6, 0.86))
+BOXES_BY_CONFIDENCE = ((0.25, 0.64), (0.4, 1.0), (0.6, 1.04))
+"""What DISABLE_TRACKING, IMG_SIZE and CONF_THRESHOLD leave of F1 and of the judge's box score, each alone, at every
+fifth frame of the same match. Together they multiply: 0.71 for the guide's three, measured 0.70."""
+
+NATIVE_WIDTH = 640
+REFERENCE_SHARE = 0.52
+"""Frames that others need, and so must be decoded: 390 of the match's 750."""
+FRAMES_PER_FLOW = 3
+"""Flow goes through every third frame (plan.FLOW_STEP)."""
+ANSWER_SECONDS = 0.1
+"""Linking, carrying and writing 750 frames."""
+
 KEYPOINTS_BY_COVERAGE = ((0.0, 0.0), (40 / 750, 0.02), (525 / 750, 0.55), (1.0, 0.77))
 """The judge's key-point score of the first part of a clip, measured with the judge's own code."""
 
@@ -82,37 +103,37 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What binds: the link and the machine. The defaults are nominal (100 Mbit/s, 30 ms, two CPU cores)."""
+    """What this machine and link can do: the three rates that bind, and the time before the first byte."""
 
     bytes_per_second: float = 12.5e6
     round_trip_seconds: float = 0.03
-    connect_seconds: float = 0.0
-    decode_ms: float = 3.6
-    detect_ms: float = 6.0
-    flow_ms: float = 1.4
-    cores: float = 2.0
+    decode_key_seconds: float = 0.014
+    decode_reference_seconds: float = 0.006
+    decode_disposable_seconds: float = 0.0
+    detect_seconds: float = 0.013
+    flow_seconds: float = 0.003
+    """For each frame that flow goes through."""
+    flow_look_seconds: float = 0.004
+    """For each pair of looks, on top."""
+    workers: int = 2
 
-    @classmethod
-    def of_run(
-        cls,
-        stage_seconds: Mapping[str, float],
-        *,
-        frame_count: int,
-        frames_looked_at: int,
-        bytes_per_second: float,
-        cores: float,
-        round_trip_seconds: float = 0.03,
-    ) -> Rates:
-        """What a run that answered the whole clip has shown; its stages are CPU seconds over all threads."""
-        return cls(
-            bytes_per_second=bytes_per_second,
-            round_trip_seconds=round_trip_seconds,
-            connect_seconds=stage_seconds.get("connect", 0.0),
-            decode_ms=1000 * stage_seconds.get("decode", 0.0) / max(1, frame_count),
-            detect_ms=1000 * stage_seconds.get("detect", 0.0) / max(1, frames_looked_at),
-            flow_ms=500 * stage_seconds.get("carry", 0.0) / max(1, frame_count),
-            cores=cores,
+    def decode_seconds(self, keys: float, references: float) -> float:
+        """What so many key and other reference frames should take one core."""
+        return keys * self.decode_key_seconds + references * self.decode_reference_seconds
+
+    def follow_seconds(self, pairs: float, frames: float) -> float:
+        """What flow over so many pairs of looks with so many decoded frames should take one core."""
+        return pairs * self.flow_look_seconds + frames * self.flow_seconds
+
+    def decoding_times(self, factor: float) -> Rates:
+        return replace(
+            self,
+            decode_key_seconds=self.decode_key_seconds * factor,
+            decode_reference_seconds=self.decode_reference_seconds * factor,
         )
+
+    def following_times(self, factor: float) -> Rates:
+        return replace(self, flow_seconds=self.flow_seconds * factor, flow_look_seconds=self.flow_look_seconds * factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +146,10 @@ class Choice:
     budget_seconds: float | None = 2.0
     budget_after_first_frame: bool = False
     pitch: bool = True
+    tracking: bool = True
+    width: int | None = None
+    """Of the detector's input; None: its own."""
+    confidence: float = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,29 +203,46 @@ def predict(
         limit += start
     if choice.fetch == "sparse" and choice.stride == 1 and start + work > limit:
         return predict(replace(choice, stride=2), clip, rates, fastest)  # gaps appear, and gaps cost flow
+    limit -= ANSWER_SECONDS
     done = 1.0 if start + work <= limit else max(0.0, (limit - start) / work)
-    seconds = min(start + work, limit)
-    f1 = carried_f1(choice.stride)
+    seconds = min(start + work, limit) + ANSWER_SECONDS
+    f1, boxes = carried(choice)
     if choice.fetch == "sparse":  # coarse to fine: what is missing at the deadline is the end of each GOP
         coverage = 1.0 if done > 0 else 0.0
-        f1 = done * f1 + (1 - done) * interpolate(F1_BY_GAP, (1 - done) * clip.frames_per_gop)
+        left = done + (1 - done) * interpolate(F1_BY_GAP, (1 - done) * clip.frames_per_gop)
+        f1, boxes = f1 * left, boxes * boxes_of(left)
     else:  # in file order: what is missing at the deadline is the end of the clip
         coverage = reach * done
-    return judged(coverage, f1, seconds, pitch=choice.pitch, fastest=fastest)
+    return judged(coverage, f1, seconds, pitch=choice.pitch, fastest=fastest, boxes=boxes)
 
 
-def carried_f1(stride: float) -> float:
-    """Expected F1 against every frame looked at, when every `stride`-th is and the rest is carried by flow."""
-    return interpolate(F1_BY_STRIDE, stride)
+def carried(choice: Choice) -> tuple[float, float]:
+    """Expected shares of F1 and of the judge's box score that are left of those of every frame looked at."""
+    stride, width = choice.stride or 1, min(choice.width or NATIVE_WIDTH, NATIVE_WIDTH)
+    f1 = interpolate(F1_BY_STRIDE, stride) * interpolate(F1_BY_WIDTH, width)
+    boxes = interpolate(BOXES_BY_STRIDE, stride) * interpolate(BOXES_BY_WIDTH, width)
+    f1 *= interpolate(F1_BY_CONFIDENCE, choice.confidence)
+    boxes *= interpolate(BOXES_BY_CONFIDENCE, choice.confidence)
+    if not choice.tracking:
+        f1, boxes = f1 * WITHOUT_TRACKER[0], boxes * WITHOUT_TRACKER[1]
+    return f1, min(1.0, boxes)
 
 
-def judged(coverage: float, f1: float, seconds: float, *, pitch: bool, fastest: float) -> Prediction:
+def boxes_of(f1: float) -> float:
+    """What the judge makes of boxes with this F1: the stride that has it says."""
+    by_f1 = sorted((quality, interpolate(BOXES_BY_STRIDE, stride)) for stride, quality in F1_BY_STRIDE)
+    return interpolate([(0.0, 0.0), *by_f1], f1)
+
+
+def judged(
+    coverage: float, f1: float, seconds: float, *, pitch: bool, fastest: float, boxes: float | None = None
+) -> Prediction:
     """The score of an answer for `coverage` of the clip with `f1` in what it answers, after `seconds`.
 
-    Key points are taken to be as well carried as boxes, which is an assumption.
+    The judge compares key points with nothing but themselves and the picture's lines: their score is one of coverage.
     """
-    bbox = DETECTOR_QUALITY * f1 * min(1.0, coverage / 0.7)
-    keypoints = f1 * interpolate(KEYPOINTS_BY_COVERAGE, coverage) if pitch else 0.0
+    bbox = DETECTOR_QUALITY * (boxes_of(f1) if boxes is None else boxes) * min(1.0, coverage / 0.7)
+    keypoints = interpolate(KEYPOINTS_BY_COVERAGE, coverage) if pitch else 0.0
     speed = speed_term(seconds, fastest, bbox)
     return Prediction(seconds, coverage, f1, bbox, keypoints, speed, final_score(bbox, keypoints, speed))
 
@@ -212,22 +254,28 @@ def best_deadline(
     *,
     pitch: bool = True,
 ) -> float:
-    """The budget in seconds after which another second costs more score than it brings (TIME_BUDGET_S=auto)."""
-    scores = [
-        (budget, predict(Choice(budget_seconds=budget, pitch=pitch), clip, rates, fastest).final) for budget in BUDGETS
-    ]
-    best = max(score for _, score in scores)
-    return next(budget for budget, score in scores if score >= best - 0.001)
+    """What TIME_BUDGET_S=auto comes to on the usual clip; with a clip's index, `tune.best_budget` says it."""
+    return best_of({b: predict(Choice(budget_seconds=b, pitch=pitch), clip, rates, fastest).final for b in BUDGETS})
+
+
+def best_of(score_by_budget: Mapping[float, float]) -> float:
+    """The shortest budget after which another second costs more score than it brings."""
+    best = max(score_by_budget.values())
+    return min(budget for budget, score in score_by_budget.items() if score >= best - 0.001)
 
 
 def _seconds(choice: Choice, stride: int, reach: float, clip: Clip, rates: Rates) -> tuple[float, float]:
     """Seconds before work can begin, and seconds of work after that, fetch and CPU side by side."""
     frames = clip.frame_count * reach
-    size = clip.megabytes * 1e6 * reach
-    fetch = size / rates.bytes_per_second
-    start = rates.connect_seconds + 2 * rates.round_trip_seconds
-    cpu = frames * (rates.decode_ms + rates.detect_ms / stride + (2 * rates.flow_ms if stride > 1 else 0.0))
-    cpu_seconds = cpu / 1000 / rates.cores
+    fetch = clip.megabytes * 1e6 * reach / rates.bytes_per_second
+    start = 2 * rates.round_trip_seconds
+    keys, looks = frames / clip.frames_per_gop, frames / stride
+    decoded = frames if stride == 1 else max(keys, REFERENCE_SHARE * frames)
+    smaller = ((choice.width or NATIVE_WIDTH) / NATIVE_WIDTH) ** 2
+    cpu_seconds = rates.decode_seconds(keys, decoded - keys) + looks * rates.detect_seconds * smaller
+    if stride > 1:
+        cpu_seconds += rates.follow_seconds(looks, frames / FRAMES_PER_FLOW)
+    work = cpu_seconds / rates.workers
     if choice.fetch in ("head", "full"):  # the guide's download: it ends before the decoder begins
-        return start + fetch, cpu_seconds
-    return start, max(fetch, cpu_seconds)
+        return start + fetch, work
+    return start, max(fetch, work)

@@ -507,12 +507,12 @@ def _losses(
     seconds: float,
     fastest: float | None,
 ) -> tuple[Loss, ...]:
-    """What each term would give back if it alone were perfect, largest first."""
+    """What each term would give back if it alone were perfect, largest first; without key points they are one term."""
     final = formula.final(bbox.value, keypoints.value, speed)
     best = seconds if fastest is None else fastest
 
     def boxes(quality: float, coverage: float) -> float:
-        value = min(1.0, quality * min(1.0, coverage / NEEDED_COVERAGE))
+        value = round(min(1.0, quality * min(1.0, coverage / NEEDED_COVERAGE)), 2)
         return formula.final(value, keypoints.value, formula.speed(seconds, best, value)) - final
 
     def points(**perfect: Any) -> float:
@@ -525,6 +525,12 @@ def _losses(
         Loss("coverage", boxes(bbox.quality, 1.0), _coverage_text(bbox)),
         Loss("box quality", boxes(1.0, bbox.coverage), f"boxes of answered frames rate {bbox.quality:.2f} of 1"),
         Loss("speed", time, _speed_text(bbox, seconds, best)),
+    ]
+    if k.frames_with_homography == 0:
+        all_points = formula.final(bbox.value, 1.0, speed) - final
+        rows.append(Loss("key points", all_points, "no frame has key points that give a homography: is SKIP_PITCH=1?"))
+        return _largest_first(rows)
+    rows += [
         Loss("homography fit", points(homography=100.0), f"points fit the pitch at {k.homography:.0f} of 100"),
         Loss("lines", points(lines=1.0), _line_text(k)),
         Loss("inside", points(inside=1.0), f"{k.inside:.0%} of boxes map into the pitch"),
@@ -534,6 +540,10 @@ def _losses(
         Loss("scale", points(scale=1.0), f"points lie {k.scale:.2f} times as far apart as people"),
         Loss("homographies", points(homography_share=1.0), _homography_text(k, bbox.judged_frames)),
     ]
+    return _largest_first(rows)
+
+
+def _largest_first(rows: list[Loss]) -> tuple[Loss, ...]:
     return tuple(sorted((row for row in rows if row.points >= 0.0005), key=lambda row: -row.points))
 
 

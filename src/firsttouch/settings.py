@@ -30,7 +30,7 @@ from pydantic_settings import (
 )
 
 from firsttouch.errors import SettingsError
-from firsttouch.predict import Choice, Clip, Fetch, Rates, best_deadline, predict
+from firsttouch.predict import BUDGETS, Choice, Clip, Fetch, best_deadline, predict
 
 Origin = Literal["default", "profile", ".env", "environment", "command line"]
 ProfileName = Literal["guide", "extreme", "balanced", "complete", "accurate"]
@@ -197,14 +197,8 @@ class Settings(BaseSettings):
 
     @property
     def deadline_seconds(self) -> float | None:
-        """TIME_BUDGET_S as a number, None without a deadline; auto is the best one on nominal rates."""
-        return self.deadline_with(None)
-
-    def deadline_with(self, rates: Rates | None) -> float | None:
-        """The same, with auto chosen for the rates that were measured."""
-        if self.time_budget_s == "auto":
-            return best_deadline(rates=rates, pitch=not self.skip_pitch)
-        return self.time_budget_s
+        """TIME_BUDGET_S as a number, None without a deadline; for auto the longest that it may choose for a clip."""
+        return BUDGETS[-1] if self.time_budget_s == "auto" else self.time_budget_s
 
     @property
     def deadline_if_set(self) -> float | None:
@@ -231,9 +225,12 @@ class Settings(BaseSettings):
             fetch=self.fetch_mode,
             megabytes=self.partial_bytes / 1e6,
             stride=self.stride,
-            budget_seconds=self.deadline_seconds,
+            budget_seconds=best_deadline(pitch=not self.skip_pitch) if self.deadline_is_auto else self.deadline_seconds,
             budget_after_first_frame=self.start_budget_after_first_frame,
             pitch=not self.skip_pitch,
+            tracking=not self.disable_tracking,
+            width=self.input_width,
+            confidence=self.conf_threshold,
         )
 
     def notes(self, clip: Clip | None = None) -> list[Note]:
@@ -317,7 +314,7 @@ _EXTREME = {
     "max_detections": "60",
 }
 _BALANCED = {"img_size": "512", "frame_stride": "3", "partial_download_mb": "6", "disable_tracking": "0"}
-_ACCURATE = {"frame_stride": "1", "time_budget_s": "12", "conf_threshold": "0.25"}
+_ACCURATE = {"frame_stride": "1", "time_budget_s": "12"}
 
 # The guide's block says DEVICE=cuda; as a profile it must also run without a GPU, so DEVICE stays auto.
 PROFILES: dict[ProfileName, Profile] = {
@@ -556,6 +553,13 @@ def _costs(settings: Settings, clip: Clip) -> list[Note]:
             replace(choice, fetch="sparse"),
         ),
         ("SKIP_PITCH=1", "set SKIP_PITCH=0", replace(choice, pitch=True)),
+        ("DISABLE_TRACKING=1", "set DISABLE_TRACKING=0", replace(choice, tracking=True)),
+        (f"IMG_SIZE={settings.img_size}", "set IMG_SIZE=auto", replace(choice, width=None)),
+        (
+            f"CONF_THRESHOLD={settings.conf_threshold:g}",
+            f"set CONF_THRESHOLD={ours.confidence:g}",
+            replace(choice, confidence=ours.confidence),
+        ),
         (
             f"FRAME_STRIDE={settings.frame_stride}",
             "set FRAME_STRIDE=auto",

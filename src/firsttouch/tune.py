@@ -13,14 +13,12 @@ from typing import Any
 
 from firsttouch.index import Index
 from firsttouch.plan import Plan, Rates, make_plan
-from firsttouch.predict import FASTEST_SECONDS, Prediction, judged
+from firsttouch.predict import BUDGETS, FASTEST_SECONDS, Choice, Prediction, best_of, judged
 from firsttouch.ranges import ByteRange
 from firsttouch.settings import Settings
 
-BUDGETS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 9.0)
 STRIDES = (3, 5, 8, 12, 18, 25)
 PREFIX_MB = (1.0, 2.0, 4.0, 8.0)
-MEGABYTE = 1024 * 1024
 ANSWER_RESERVE_SECONDS = 0.1
 """Linking, carrying and writing, after the plan is done."""
 
@@ -76,7 +74,7 @@ def search(
 ) -> list[Candidate]:
     """Every candidate with its prediction for this clip."""
     return [
-        Candidate(values, outlook(index, machine, settings_of(values), fastest))
+        Candidate(values, outlook(index, machine, settings_of(values).choice, fastest))
         for values in candidate_values(deadline)
     ]
 
@@ -87,9 +85,14 @@ def settings_of(values: Values) -> Settings:
     return Settings(**given)
 
 
-def outlook(index: Index, machine: Machine, settings: Settings, fastest: float = FASTEST_SECONDS) -> Prediction:
-    """Time and score of `settings` on the clip of `index`, from the plan the pipeline would make."""
-    mode, budget = settings.fetch_mode, settings.deadline_seconds
+def best_budget(index: Index, machine: Machine, choice: Choice) -> float:
+    """TIME_BUDGET_S=auto: when to stop, because another second costs more score than it brings."""
+    return best_of({b: outlook(index, machine, replace(choice, budget_seconds=b)).final for b in BUDGETS})
+
+
+def outlook(index: Index, machine: Machine, choice: Choice, fastest: float = FASTEST_SECONDS) -> Prediction:
+    """Time and score of `choice` on the clip of `index`, from the plan the pipeline would make."""
+    mode, budget = choice.fetch, choice.budget_seconds
     before = machine.connect_seconds + ANSWER_RESERVE_SECONDS
     download = 0.0
     have: tuple[ByteRange, ...] = ()
@@ -98,13 +101,13 @@ def outlook(index: Index, machine: Machine, settings: Settings, fastest: float =
         have = (ByteRange(0, index.size_bytes),)
     limit = math.inf if budget is None else budget
     for_plan = max(0.0, limit - before - download) / machine.slowdown
-    until = round(settings.partial_download_mb * MEGABYTE) if mode == "head" else None
-    plan = make_plan(index, machine.rates, for_plan, stride=settings.stride, until_byte=until, have=have)
+    until = round(choice.megabytes * 1e6) if mode == "head" else None
+    plan = make_plan(index, machine.rates, for_plan, stride=choice.stride, until_byte=until, have=have)
     done = min(1.0, for_plan / plan.expected_seconds) if plan.expected_seconds > 0 else 1.0
     seconds = min(before + download + plan.expected_seconds * machine.slowdown, limit)
     coverage = _coverage(plan, index) * done
     f1 = min(1.0, plan.expected_quality * done / coverage) if coverage > 0 else 0.0
-    return judged(coverage, f1, seconds, pitch=not settings.skip_pitch, fastest=fastest)
+    return judged(coverage, f1, seconds, pitch=choice.pitch, fastest=fastest)
 
 
 def _coverage(plan: Plan, index: Index) -> float:

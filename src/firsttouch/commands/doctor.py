@@ -9,7 +9,7 @@ import orjson
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from firsttouch.doctor import Finding, examine
 from firsttouch.settings import load
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 
 def table_of(findings: list[Finding]) -> Table:
-    table = Table("", "what", "seen", "change", show_lines=True)
+    table = Table("", "what", "seen", Column("change", overflow="fold"), show_lines=True)
     for finding in findings:
         state = f"[{STYLES[finding.state]}]{finding.state}[/]"
         table.add_row(state, finding.name, escape(finding.evidence), escape(finding.change))

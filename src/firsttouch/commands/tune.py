@@ -21,7 +21,7 @@ from firsttouch.labels import Labels, from_frames
 from firsttouch.measure import agreement
 from firsttouch.pipeline import Analysis, Options, analyze, detector_for
 from firsttouch.plan import make_plan
-from firsttouch.predict import FASTEST_SECONDS, Prediction, judged
+from firsttouch.predict import FASTEST_SECONDS, Choice, Prediction, judged
 from firsttouch.settings import env_text, load
 from firsttouch.size import read_whole_index, settle
 from firsttouch.source import Connections, open_source
@@ -29,6 +29,7 @@ from firsttouch.tune import (
     ANSWER_RESERVE_SECONDS,
     Candidate,
     Machine,
+    best_budget,
     over_clips,
     pareto,
     recommend,
@@ -64,21 +65,19 @@ def register(app: typer.Typer) -> None:
         deadline: Annotated[float | None, typer.Option(min=0.1, help="no answer may be later")] = None,
         minutes: Annotated[float, typer.Option(min=0.05, help="how long to measure")] = 1.0,
         fastest: Annotated[float, typer.Option(help="seconds of the fastest competitor")] = FASTEST_SECONDS,
-        plot: Annotated[Path | None, typer.Option(help="draw time against score into this PNG")] = None,
+        plot: Annotated[Path, typer.Option(help="draw time against score into this PNG")] = Path("tune.png"),
     ) -> None:
         """Measure, search, and print the best settings as a ready .env (on stdout: firsttouch tune URL > .env)."""
-        if plot is not None:
-            _pyplot()
+        _pyplot()  # before a minute of work, not after it
         clips, candidates = asyncio.run(_tune(sources, deadline, Deadline.after(minutes * 60), fastest))
-        front = pareto([c for c in candidates if c.measured] or candidates)
+        front, best, sure = pareto(candidates), recommend(candidates), str(sureness(candidates))
         console.print(_rates_table(clips))
-        console.print(_front_table(front))
-        console.print(str(sureness(candidates)), highlight=False)
-        if plot is not None:
-            draw(candidates, front, plot)
-            console.print(f"wrote {plot}", highlight=False, soft_wrap=True)
-        best = recommend(candidates)
-        typer.echo(env_text({"profile": "complete", **best.values, **_warm(sources)}, _comment(best)), nl=False)
+        console.print(_front_table(front, best))
+        console.print(sure, highlight=False)
+        draw(candidates, front, plot)
+        console.print(f"wrote {plot}", highlight=False, soft_wrap=True)
+        comment = f"{_comment(best)}\n{sure}"
+        typer.echo(env_text({"profile": "complete", **best.values, **_warm(sources)}, comment), nl=False)
 
 
 async def _tune(
@@ -176,6 +175,7 @@ def _rates_table(clips: Sequence[Measured]) -> Table:
         ("decode", lambda c: f"{c.machine.rates.decode_reference_seconds * 1000:.1f} ms a frame"),
         ("detect", lambda c: f"{c.machine.rates.detect_seconds * 1000:.1f} ms a frame"),
         ("flow", lambda c: f"{c.machine.rates.flow_seconds * 1000:.1f} ms a frame"),
+        ("TIME_BUDGET_S=auto stops at", lambda c: f"{best_budget(c.index, c.machine, Choice()):g} s"),
         ("a run against its plan", lambda c: f"{c.machine.slowdown:.2f} times as long"),
     )
     for name, show in rows:
@@ -183,20 +183,21 @@ def _rates_table(clips: Sequence[Measured]) -> Table:
     return table
 
 
-def _front_table(front: Sequence[Candidate]) -> Table:
+def _front_table(front: Sequence[Candidate], best: Candidate) -> Table:
+    """The front, and the recommended settings where they are not on it (only what was run is recommended)."""
     table = Table("settings", "seconds", "score", "answered", "F1", "predicted", title="Pareto front")
-    for candidate in front:
-        known = candidate.best_known
+    for candidate in front if best in front else [*front, best]:
+        known, foretold = candidate.best_known, candidate.predicted
         table.add_row(
-            candidate.name.replace(" ", "\n"),
+            candidate.name.replace(" ", "\n") + ("\n<- recommended" if candidate is best else ""),
             f"{known.seconds:.2f}",
             f"{known.final:.3f}",
             f"{known.coverage:.0%}",
             f"{known.f1:.2f}",
-            f"{candidate.predicted.seconds:.2f} s, {candidate.predicted.final:.3f}",
+            f"{foretold.seconds:.2f} s, {foretold.final:.3f}" if candidate.measured else "not run",
             style=None if candidate.measured else "dim",
         )
-    table.caption = "dim: predicted, not run. Score: SCORING's formula, F1 against our own answer on every frame."
+    table.caption = "dim: predicted, not run. Score: the judge's formula, F1 against our own answer on every frame."
     return table
 
 
@@ -223,7 +224,7 @@ def _pyplot() -> Any:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError as exc:
-        raise SettingsError("--plot needs matplotlib", hint="pip install matplotlib") from exc
+        raise SettingsError("the plot needs matplotlib", hint="pip install firsttouch[plot]") from exc
     return plt
 
 

@@ -100,13 +100,17 @@ def choose_among(
                 problems.append((runtime, problem))
     chosen = _fastest(working, layout, problems)
     if chosen is None:
-        plain = fallback or OrtCpu()
-        files = [Choice(plain, file, precision) for file, precision in _files(path, plain, "auto")]
-        chosen = _fastest(files, layout, []) or Choice(plain, path, "fp32")
+        chosen = _on_plain_cpu(fallback or OrtCpu(), path, layout)
         _warn(wish, problems, chosen)
     elif wish.tensorrt and chosen.runtime.name != "tensorrt":
         _warn(wish, [p for p in problems if p[0].name == "tensorrt"], chosen)
     return chosen
+
+
+def _on_plain_cpu(cpu: Runtime, path: Path, layout: Layout) -> Choice:
+    """The fastest precision there: the guide's DEVICE=cuda on a machine without a GPU need not be slower than auto."""
+    choices = [Choice(cpu, file, precision) for file, precision in _files(path, cpu, "auto")]
+    return _fastest(choices, layout, []) or Choice(cpu, path, "fp32")
 
 
 def _files(path: Path, runtime: Runtime, precision: str) -> list[tuple[Path, str]]:

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import gc
 import logging
-import os
 from dataclasses import dataclass, field
 
 from firsttouch import metagraph
@@ -17,7 +16,6 @@ from firsttouch.errors import SettingsError
 from firsttouch.metagraph import Stakes
 from firsttouch.netpolicy import Policy
 from firsttouch.pipeline import Analysis
-from firsttouch.predict import Rates
 from firsttouch.server.desk import Cage, Desk
 from firsttouch.server.metrics import Metrics
 from firsttouch.server.writing import Challenges
@@ -58,8 +56,6 @@ class Service:
     challenges: Challenges = field(default_factory=Challenges)
     reserve_seconds: float = FIRST_RESERVE_SECONDS
     """What is kept of each budget for writing the answer."""
-    rates: Rates | None = None
-    """What the last whole answer has shown of this machine and its links: for TIME_BUDGET_S=auto."""
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @classmethod
@@ -118,7 +114,7 @@ class Service:
         pictures: tuple[tuple[int, str | None, bytes], ...] = (),
     ) -> Job:
         """A job whose deadline counts from the arrival of its request."""
-        budget = seconds if seconds is not None else self.settings.deadline_with(self.rates)
+        budget = seconds if seconds is not None else self.settings.deadline_seconds
         total = LONGEST_SECONDS if budget is None else budget - self.reserve_seconds
         if budget is not None and self.settings.start_budget_after_first_frame:
             total = min(LONGEST_SECONDS, FIRST_FRAME_SECONDS + budget)
@@ -153,15 +149,6 @@ class Service:
                 "stopped_by": analysis.stopped_by,
             },
         )
-        fetching = analysis.stage_seconds.get("fetch", 0.0)
-        if analysis.stopped_by == "end" and analysis.frames_detected and fetching > 0.0:
-            self.rates = Rates.of_run(
-                analysis.stage_seconds,
-                frame_count=analysis.frame_count,
-                frames_looked_at=analysis.frames_detected,
-                bytes_per_second=analysis.bytes_fetched / fetching,
-                cores=os.cpu_count() or 1,
-            )
 
     def _watch(self) -> None:
         watch, engine, desk = self.metrics.watch, self.engine, self.desk
