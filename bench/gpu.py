@@ -294,7 +294,7 @@ def streams(report: Report, path: Way, runs: int, models: int = 3) -> None:
 
 def whole(report: Report, clip: Path, runs: int, path: Way, batch: int) -> None:
     """P1 and P6 of the clip from an origin on this machine, with every frame's answer of the CPU as the truth."""
-    truth = every_frame(clip)
+    truth = every_frame(clip, "fp32")  # no GPU path is int8
     wished = {"device": path.runtime.device, "runtime": path.runtime.name, "precision": path.precision}
     settings = load(
         {**wished, "batch_size": batch, "prefetch_frames": 2 * batch, "time_budget_s": "none"}, env_file=None

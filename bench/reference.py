@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 from bench.match import CACHE
 from firsttouch.answer import to_json
@@ -13,14 +14,14 @@ from firsttouch.pipeline import Analysis, Options, analyze_sync, detector_for
 from firsttouch.settings import Settings
 
 
-def every_frame(clip: Path) -> Labels:
+def every_frame(clip: Path, precision: Literal["auto", "fp32"] = "auto") -> Labels:
     """Boxes of every frame of `clip`, each looked at; kept in the cache folder."""
     weights = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(BUNDLED_MODEL.parent.glob("*.onnx"))))
-    key = hashlib.sha256(clip.read_bytes() + weights.digest() + _code_digest()).hexdigest()[:16]
+    key = hashlib.sha256(clip.read_bytes() + weights.digest() + _code_digest() + precision.encode()).hexdigest()[:16]
     kept = CACHE / f"every-frame-{clip.stem}-{key}.json"
     if not kept.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        detector = detector_for(Settings(device="cpu"))  # the truth, on a machine with a GPU too
+        detector = detector_for(Settings(device="cpu", precision=precision))  # the truth, on a machine with a GPU too
         analysis = analyze_sync(clip, options=Options(every_frame=True), detector=detector)
         assert [frame.frame_number for frame in analysis.frames] == list(range(analysis.frame_count))
         kept.write_bytes(to_json(analysis))
