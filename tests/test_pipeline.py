@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from bench.origin import Fault, Origin
-from firsttouch.clock import Deadline
+from firsttouch.clock import Deadline, Stopwatch
 from firsttouch.errors import (
     DeadlineExceeded,
     FirsttouchError,
@@ -32,6 +32,7 @@ from firsttouch.plan import Plan, Rates, Step
 from firsttouch.ranges import ByteRange
 from firsttouch.source import MemorySource
 from firsttouch.sparse import SparseBytes
+from firsttouch.work import Work
 from tests.clips import SHARED_CLIPS, Recipe, make_clip
 from tests.seeing import NumberReader, number_answered
 
@@ -75,6 +76,25 @@ def test_only_a_rate_that_binds_makes_a_new_plan(link: float, again: bool) -> No
     assert _differ(planned.decoding_times(2.0), planned, plan) is again
     assert _differ(Rates(bytes_per_second=2 * link), planned, plan)
     assert not _differ(planned, planned, plan)
+
+
+def test_threads_wait_while_a_plan_is_made_again_and_say_when_they_are_over() -> None:
+    """Between `replan` and `seal` nothing may be queued: that is not the end."""
+    chain = SimpleNamespace(rows=range(1), next_row=0, finished=False, ready=lambda: False, close=lambda: None)
+    work = Work(NumberReader(), rates=Rates(), stopwatch=Stopwatch())
+    try:
+        work.add(chain, [0])
+        work.seal()
+        assert work.replan({}) == frozenset()
+        for thread in work._threads:
+            thread.join(0.1)
+        assert not work.finished
+        work.seal()
+        work.join()
+        assert work.finished
+        assert work.replan({}) is None
+    finally:
+        work.stop()
 
 
 def test_time_that_is_left_is_planned_for_once_and_only_where_something_was_left_out() -> None:

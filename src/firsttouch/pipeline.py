@@ -490,8 +490,10 @@ class _Run:
         )
         if only_better and clip.plan is not None and plan.expected_quality <= clip.plan.expected_quality:
             return
-        self.planned_rates, clip.plan = self.rates, plan
         begun = self.work.replan({step.first_row: step for step in plan.steps})
+        if begun is None:
+            return
+        self.planned_rates, clip.plan = self.rates, plan
         every = 1 if options.every_frame else None
         device = "cuda" if options.nvdec and self.detector.device == "cuda" else "cpu"
         for step in plan.steps:

@@ -106,7 +106,8 @@ def outlook(index: Index, machine: Machine, choice: Choice, fastest: float = FAS
     done = min(1.0, for_plan / plan.expected_seconds) if plan.expected_seconds > 0 else 1.0
     seconds = min(before + download + plan.expected_seconds * machine.slowdown, limit)
     coverage = _coverage(plan, index) * done
-    f1 = min(1.0, plan.expected_quality * done / coverage) if coverage > 0 else 0.0
+    # The plan's quality is F1 over the whole clip, 2 found / (answered + all); here it is that of what is answered.
+    f1 = min(1.0, plan.expected_quality * done * (1.0 + coverage) / (2.0 * coverage)) if coverage > 0 else 0.0
     return judged(coverage, f1, seconds, pitch=choice.pitch, fastest=fastest)
 
 

@@ -117,7 +117,7 @@ class Work:
         self._greys = 0
         self._in_flight = 0
         self._stopped = False
-        self._sealed = False
+        self._sealed = self._over = False
         self._failure: BaseException | None = None
         self._threads = [
             threading.Thread(target=self._run, name=f"firsttouch-{n}", daemon=True) for n in range(rates.workers)
@@ -135,9 +135,15 @@ class Work:
             self._chains.append(Chain(decoding, deque(targets), every))
             self._wake.notify_all()
 
-    def replan(self, steps: Mapping[int, Step]) -> frozenset[int]:
-        """Drop the chains nobody has begun, move end and targets of the others. Returns the rows those begin at."""
+    def replan(self, steps: Mapping[int, Step]) -> frozenset[int] | None:
+        """Drop the chains nobody has begun, move end and targets of the others. Returns the rows those begin at.
+
+        More may come until the next `seal`. None, and nothing changed: all was done already, and the threads end.
+        """
         with self._wake:
+            if self._over:
+                return None
+            self._sealed = False
             self._chains = [chain for chain in self._chains if chain.started]
             for chain in self._chains:
                 step = steps.get(chain.decoding.rows.start)
@@ -241,6 +247,7 @@ class Work:
                     return task
                 idle = self._in_flight == 0 and not self._to_detect and not self._to_follow
                 if self._sealed and idle and all(chain.done for chain in self._chains):
+                    self._over = True
                     return None
                 self._wake.wait()
 
