@@ -449,8 +449,10 @@ class _Run:
         if self.work.finished or left <= 0.0 or (self.fetch_error and self.work.idle):
             return True
         tick = left if math.isinf(left) else min(left, REPLAN_SECONDS)
+        # Not `wait_for`: on Python 3.11 it can swallow a cancellation that comes with the news.
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.changed.wait(), _finite(tick))
+            async with asyncio.timeout(_finite(tick)):
+                await self.changed.wait()
         self.changed.clear()
         if math.isinf(self.deadline.moment) and not math.isinf(self.budget_seconds) and self.work.detections:
             self.deadline = Deadline.after(self.budget_seconds, self.deadline.clock)
