@@ -137,9 +137,8 @@ async def examine_source(name: str, settings: Settings, detector: Detector) -> l
                 findings += connection_findings(name, settings, cold, warm)
             findings += index_findings(index, moov)
             rates = None
-            for _ in range(
-                2
-            ):  # the first run warms the process up, and shows the rates to plan with, as in the service
+            # The first run warms the process up, and shows the rates to plan with, as in the service.
+            for _ in range(2):
                 analysis = await analyze(
                     name,
                     deadline=settings.deadline_seconds,

@@ -1,9 +1,10 @@
 """Which frames to look at, which samples to decode, which bytes to fetch, in which order. Pure values, no I/O.
 
-A clip is a row of GOPs. From each chosen GOP a plan takes a prefix of its samples (one `Step`: one codec context, one
-contiguous run of bytes), and looks at every k-th frame of it. What lies between two looked-at frames is carried by
-flow where it was decoded and by interpolation where it was not. `make_plan` tries a table of such plans and takes the
-one with the highest expected quality that fits the budget; fixed strides, prefixes and key frames are rows of it.
+A clip is a row of GOPs, of which a share is kept, evenly spread. From each of these a plan takes a prefix of its samples
+(one `Step`: one codec context, one contiguous run of bytes), and looks at every k-th frame of it. What lies between two
+looked-at frames is carried by flow where it was decoded and by interpolation where it was not. `make_plan` tries a
+table of such plans and takes the one with the highest expected quality that fits the budget; fixed strides, prefixes
+and key frames are rows of it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .index import Index
 from .predict import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES, LEAP_FRAMES, MOMENTUM_FRAMES
 from .predict import F1_BY_GAP as LINEAR_QUALITY
 from .predict import F1_BY_STRIDE as FLOW_QUALITY
+from .predict import FLOW_STEP as FLOW_STEP
 from .predict import Rates as Rates
 from .ranges import ByteRange, coalesce, total, weave
 
@@ -37,10 +39,6 @@ DEFAULT_STRIDE = 12
 
 SECOND_COST = 0.1
 """The share of a plan's worth that a second costs: a judge who weighs speed takes about a tenth of the score."""
-
-FLOW_STEP = 3
-"""Frames at least between two that flow goes through; those between are interpolated. Going through all of them costs
-twice the flow and gains 0.008 of F1 (bench carry)."""
 
 SHORTEST_RUN = 16
 """Samples in a step at least: below it a codec context costs more than it gives."""

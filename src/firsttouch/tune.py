@@ -13,14 +13,12 @@ from typing import Any
 
 from firsttouch.index import Index
 from firsttouch.plan import Plan, Rates, make_plan
-from firsttouch.predict import BUDGETS, FASTEST_SECONDS, Choice, Prediction, best_of, judged
+from firsttouch.predict import ANSWER_SECONDS, BUDGETS, FASTEST_SECONDS, Choice, Prediction, best_of, judged
 from firsttouch.ranges import ByteRange
 from firsttouch.settings import Settings
 
 STRIDES = (3, 5, 8, 12, 18, 25)
 PREFIX_MB = (1.0, 2.0, 4.0, 8.0)
-ANSWER_RESERVE_SECONDS = 0.1
-"""Linking, carrying and writing, after the plan is done."""
 
 Values = Mapping[str, Any]
 """Settings by field name, in the form that `Settings` takes."""
@@ -93,7 +91,7 @@ def best_budget(index: Index, machine: Machine, choice: Choice) -> float:
 def outlook(index: Index, machine: Machine, choice: Choice, fastest: float = FASTEST_SECONDS) -> Prediction:
     """Time and score of `choice` on the clip of `index`, from the plan the pipeline would make."""
     mode, budget = choice.fetch, choice.budget_seconds
-    before = machine.connect_seconds + ANSWER_RESERVE_SECONDS
+    before = machine.connect_seconds + ANSWER_SECONDS
     download = 0.0
     have: tuple[ByteRange, ...] = ()
     if mode == "full":  # all of it is there before the decoder begins

@@ -21,12 +21,11 @@ from firsttouch.labels import Labels, from_frames
 from firsttouch.measure import agreement
 from firsttouch.pipeline import Analysis, Options, analyze, detector_for
 from firsttouch.plan import make_plan
-from firsttouch.predict import FASTEST_SECONDS, Choice, Prediction, judged
+from firsttouch.predict import ANSWER_SECONDS, FASTEST_SECONDS, Choice, Prediction, judged
 from firsttouch.settings import env_text, load
 from firsttouch.size import read_whole_index, settle
 from firsttouch.source import Connections, open_source
 from firsttouch.tune import (
-    ANSWER_RESERVE_SECONDS,
     Candidate,
     Machine,
     best_budget,
@@ -115,7 +114,7 @@ async def _measure(name: str, detector: Detector, connections: Connections) -> M
     if "://" not in name:
         rates = replace(rates, bytes_per_second=DISK_BYTES_PER_SECOND, round_trip_seconds=0.0)
     planned = make_plan(index, rates, stride=CALIBRATION_STRIDE).expected_seconds
-    slowdown = max(1.0, (run.stage_seconds["total"] - warm - ANSWER_RESERVE_SECONDS) / planned)
+    slowdown = max(1.0, (run.stage_seconds["total"] - warm - ANSWER_SECONDS) / planned)
     return Measured(name, index, cold, Machine(rates, warm, slowdown), labels_of(every))
 
 
