@@ -1,6 +1,6 @@
 """Which frames to look at, which samples to decode, which bytes to fetch, in which order. Pure values, no I/O.
 
-A clip is a row of GOPs, of which a share is kept, evenly spread. From each of these a plan takes a prefix of its samples
+A clip is a row of GOPs, of which a share is kept, evenly spread. From each of these it takes a prefix of its samples
 (one `Step`: one codec context, one contiguous run of bytes), and looks at every k-th frame of it. What lies between two
 looked-at frames is carried by flow where it was decoded and by interpolation where it was not. `make_plan` tries a
 table of such plans and takes the one with the highest expected quality that fits the budget; fixed strides, prefixes
