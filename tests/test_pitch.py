@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from firsttouch.carry import carry
+from firsttouch.homography import moved_points
 from firsttouch.keypoints import GENERATED, everywhere
-from firsttouch.motion import moved_points
 from firsttouch.pitch import POINTS, fit
 from firsttouch.track import link, motions_between
 from tests.clips import SHARED_CLIPS

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from firsttouch.detect import Detections
+from firsttouch.homography import Float, moved_points
 from firsttouch.keypoints import cubic, everywhere, zeroed
-from firsttouch.motion import Float, Motion, camera_across, moved_points
+from firsttouch.motion import Motion, camera_across
 from firsttouch.predict import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES
 from firsttouch.track import Int, Tracks, motions_between
 

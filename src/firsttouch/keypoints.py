@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from firsttouch.detect import Detections
-from firsttouch.motion import Float, Motion, camera_across, moved_points
+from firsttouch.homography import Float, moved_points
+from firsttouch.motion import Motion, camera_across
 from firsttouch.pitch import SEEN, PitchView, consensus, views
 from firsttouch.predict import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES
 

@@ -21,9 +21,9 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from firsttouch.detect import Detections
+from firsttouch.homography import Float, moved_points
 from firsttouch.predict import LEAP_FRAMES
 
-Float = npt.NDArray[np.floating[Any]]
 Grey = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
 
@@ -266,19 +266,6 @@ def moved_boxes(homography: Float, boxes: Float) -> Float:
     centre = moved_points(homography, (boxes[:, :2] + boxes[:, 2:]) / 2)
     half = (boxes[:, 2:] - boxes[:, :2]) / 2
     return np.concatenate([centre - half, centre + half], 1).astype(np.float32)
-
-
-def moved_points(homography: Float, points: Float) -> Float:
-    """Points (..., 2) through homographies (..., 3, 3)."""
-    x, y = points[..., 0], points[..., 1]
-    h = homography
-    with np.errstate(divide="ignore", invalid="ignore"):
-        depth = 1.0 / (h[..., 2, 0] * x + h[..., 2, 1] * y + h[..., 2, 2])
-        u = (h[..., 0, 0] * x + h[..., 0, 1] * y + h[..., 0, 2]) * depth
-        v = (h[..., 1, 0] * x + h[..., 1, 1] * y + h[..., 1, 2]) * depth
-    moved = np.empty((*u.shape, 2))
-    moved[..., 0], moved[..., 1] = u, v
-    return moved
 
 
 def _follow_camera(greys: Sequence[Grey], numbers: npt.NDArray[np.int32], order: range, boxes: Float) -> Float:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from firsttouch.motion import Float, moved_points
+from firsttouch.homography import Float, moved_points
 
 # fmt: off
 POINTS: Float = np.array([

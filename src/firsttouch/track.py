@@ -22,7 +22,8 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from firsttouch.detect import Detections
-from firsttouch.motion import Float, Motion, box_distance, camera_across, moved_boxes, moved_points
+from firsttouch.homography import Float, moved_points
+from firsttouch.motion import Motion, box_distance, camera_across, moved_boxes
 
 Bool = npt.NDArray[np.bool_]
 Int = npt.NDArray[np.int32]
