@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= out
 
-.PHONY: demo test lint bench train train-more clean
+.PHONY: demo test lint bench train train-more precisions clean
 
 $(READY): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,21 +31,26 @@ bench: $(READY)
 TRAIN := $(BIN)/python -m train
 FRAMES := --data ../shared/data --extra runs/frames/broadcast runs/frames/rendered --extra-val runs/frames/broadcast_val --processes 2
 WEIGHTS := src/firsttouch/weights/firsttouch.onnx
+INT8 := $(WEIGHTS:.onnx=.int8.onnx)
 
 train: runs/frames
 	$(TRAIN) fit $(FRAMES) --out runs/joint --crop-share 0.4 --minutes 100 \
 		--shares detection=0.40,pitch=0.05,pitch_broadcast=0.14,broadcast=0.16,rendered=0.25
 	$(TRAIN) export runs/joint/last.pt
-	$(TRAIN) quantise $(WEIGHTS)
-	$(TRAIN) half $(WEIGHTS)
+	$(MAKE) precisions
 
 # Trains on from the weights that ship.
 train-more: runs/frames
 	$(TRAIN) fit $(FRAMES) --out runs/more --start $(WEIGHTS) --rate 0.0015 --crop-share 0.25 --minutes 36 \
 		--shares detection=0.58,pitch=0.05,pitch_broadcast=0.09,broadcast=0.20,rendered=0.08
 	$(TRAIN) export runs/more/last.pt
+	$(MAKE) precisions
+
+# The other precisions of the float32 network, and who is who, fitted to what the int8 one sees.
+precisions:
 	$(TRAIN) quantise $(WEIGHTS)
 	$(TRAIN) half $(WEIGHTS)
+	$(TRAIN) roles $(INT8) --also $(WEIGHTS) $(WEIGHTS:.onnx=.fp16.onnx) --extra runs/frames/broadcast
 
 runs/frames: $(READY)
 	$(BIN)/python -m pip install --quiet torch==2.13.0 torch-pruning

@@ -17,7 +17,7 @@ import pytest
 
 from firsttouch import subnet
 from firsttouch.clock import Deadline
-from firsttouch.commands.export import MAX_PACKAGE_BYTES, export_package
+from firsttouch.commands.export import MAX_PACKAGE_BYTES, PARTS, export_package
 from firsttouch.detect import BUNDLED_MODEL, load_detector
 from firsttouch.engine import Engine, Job
 from firsttouch.errors import ModelMismatch, ModelNotFound, NotAVideo, SettingsError
@@ -63,6 +63,27 @@ def test_the_file_passes_the_judges_scan(package: Path) -> None:
             assert node.module.split(".")[0] not in FORBIDDEN_IMPORTS | {"firsttouch"}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in FORBIDDEN_CALLS
+
+
+def test_no_part_of_the_file_hides_a_name_of_another() -> None:
+    names = [
+        name
+        for part in PARTS
+        for node in ast.parse(Path(str(part.__file__)).read_text()).body
+        for name in defined(node)
+        if name not in SHARED
+    ]
+    assert len(names) == len(set(names))
+
+
+SHARED = {"Float", "Array"}  # aliases of numpy's types
+
+
+def defined(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [leaf.id for target in targets for leaf in ast.walk(target) if isinstance(leaf, ast.Name)]
 
 
 RUN_ALONE = """

@@ -231,3 +231,33 @@ def test_real_labels_agree_with_a_homography_and_views_keep_them_on_the_lines() 
     view = augmented_view(data.Frame("x", "pitch", luma, chroma, boxes, dense), CROP, np.random.default_rng(0))
     assert view.planes.shape == (6, CROP[1] // 2, CROP[0] // 2)
     assert view.planes.dtype == np.uint8
+
+
+def test_each_label_is_one_bodys_the_surest_first() -> None:
+    from train import roles
+
+    boxes = np.array([(0, 0, 10, 20), (1, 0, 11, 20), (50, 50, 60, 70), (200, 0, 210, 20)], np.float32)
+    scores = np.array([(0, 0, 0.4, 0), (0, 0, 0.6, 0), (0, 0, 0.1, 0.5), (0, 0, 0.9, 0)], np.float32)
+    labels = np.array([(2, 0, 0, 10, 20), (3, 50, 50, 60, 70), (0, 200, 0, 210, 20)], np.float32)
+    assert roles.true_classes(boxes, scores, labels).tolist() == [0, 2, 3, 0]
+
+
+def test_roles_learn_from_the_others_shirts_what_the_network_got_wrong() -> None:
+    """Players in two colours and one referee in a third, of whom the network knows nothing at all."""
+    from firsttouch.detect.roles import Scene, facts
+    from train import roles
+
+    rng = np.random.default_rng(0)
+
+    def scene() -> roles.Judged:
+        classes = np.array([2] * 16 + [3])
+        team = np.array([0] * 8 + [1] * 8 + [2])
+        shirts = rng.uniform(30, 220, (3, 3))[team][:, None].repeat(2, 1) + rng.normal(0, 2, (17, 2, 3))
+        boxes = rng.uniform(0, 600, (17, 2)).astype(np.float32)
+        scores = np.full((17, 3), (0.01, 0.4, 0.4), np.float32)
+        box = np.concatenate([boxes, boxes + np.array((20, 50))], 1).astype(np.float32)
+        return Scene(box, (1280, 736), scores, shirts, np.ones(17, np.float32), None), classes
+
+    fitted = roles.fitted([scene() for _ in range(60)], doubts=2, epochs=30, rng=rng, seed=0)
+    shown, classes = scene()
+    assert (fitted.shares(facts(shown)).argmax(1) == classes).mean() > 0.9

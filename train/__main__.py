@@ -1,4 +1,4 @@
-"""`python -m train fit | export | quantise | half | prune | judge`: from labelled folders to the shipped weights."""
+"""`python -m train fit | export | quantise | half | roles | prune | judge`: from labels to the shipped weights."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ COMMANDS = {
     "export": "write the fp32 ONNX graph of a checkpoint",
     "quantise": "write the int8 graph of an fp32 one",
     "half": "write the fp16 graph of an fp32 one",
+    "roles": "fit what parts roles by the whole picture",
 }
 
 

@@ -70,6 +70,21 @@ def fit(keypoints: Float, width: int, height: int) -> PitchView | None:
     return views(keypoints[None, :, :2], weight, weight, width, height)[0]
 
 
+def ground(keypoints: Float, width: int) -> Float | None:
+    """(3, 3) from pixels to metres, for one picture's key points (32, 3); None where they do not agree on one.
+
+    A sixth of the time of `fit`: the algebraic solution, no uncertainty. For where people stand, not for points.
+    """
+    weight = consensus(keypoints, width)[None]
+    if not weight.any():
+        return None
+    image = keypoints[None, :, :2].astype(np.float64)
+    to_world, to_image = _normaliser(np.broadcast_to(POINTS, image.shape), weight), _normaliser(image, weight)
+    world, seen = moved_points(to_world[:, None], POINTS), moved_points(to_image[:, None], image)
+    h, good = _direct(world, np.where(weight[..., None] > 0, seen, 0.0), np.sqrt(weight / weight.max()))
+    return np.asarray(np.linalg.inv(to_world[0]) @ np.linalg.inv(h[0]) @ to_image[0]) if good[0] else None
+
+
 def consensus(keypoints: Float, width: int) -> Float:
     """(32,) the confidence of the points that agree on one view, 0 for all others; all 0 without agreement."""
     agreed = np.zeros(32)

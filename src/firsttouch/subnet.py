@@ -1,10 +1,12 @@
-"""The subnet's public track: `Miner(path).predict_batch(...)`, and what makes a package of it.
+"""The subnet's public track: `Miner(path).predict_batch(...)`.
 
-This file is the package's `miner.py`, word for word: `firsttouch export DIR` copies it beside the ONNX file.
-So it stands alone (numpy, OpenCV, ONNX Runtime) and repeats the few lines of `detect.planes` and `detect.native`
-that it needs; a test holds the two to the same answer. The judge's scan of `miner.py` forbids calls of open, eval
-and exec, and imports of sockets, processes and ctypes.
+`firsttouch export DIR` makes the package's `miner.py` of this file and of the modules of ours that it imports, put
+before it word for word, so that it stands alone (numpy, OpenCV, ONNX Runtime). It repeats the few lines of
+`detect.planes` and `detect.native` that it needs; a test holds the two to the same answer. The judge's scan of
+`miner.py` forbids calls of open, eval and exec, and imports of sockets, processes and ctypes.
 """
+
+from __future__ import annotations
 
 import json
 from pathlib import Path
@@ -14,6 +16,8 @@ import cv2
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+
+from firsttouch.detect.roles import METADATA_KEY, Roles
 
 Picture = NDArray[np.uint8]
 
@@ -45,7 +49,9 @@ class Miner:
         options.intra_op_num_threads = THREADS
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        facts = json.loads(self.session.get_modelmeta().custom_metadata_map["firsttouch"])
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        facts = json.loads(metadata["firsttouch"])
+        self.roles = Roles.from_text(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
         self.width = int(facts["img_size"])
         self.height = (self.width * 9 // 16 + 15) // 16 * 16
         self.input = self.session.get_inputs()[0].name
@@ -60,13 +66,16 @@ class Miner:
 
     def _predict(self, picture: Picture, frame_id: int, n_keypoints: int) -> FrameResult:
         planes, factors = self._input_of(picture)
-        boxes, scores, keypoints = self.session.run(["boxes", "scores", "keypoints"], {self.input: planes[None]})
+        answer = self.session.run(["boxes", "scores", "keypoints"], {self.input: planes[None]})
+        boxes, scores, keypoints = (output[0] for output in answer)
+        if self.roles is not None:
+            scores = self.roles.refined(planes, boxes, scores, keypoints)
         height, width = picture.shape[:2]
         return FrameResult(
             frame_id=frame_id,
-            boxes=_boxes(boxes[0] * np.array(factors * 2, np.float32), scores[0], width, height),
+            boxes=_boxes(boxes * np.array(factors * 2, np.float32), scores, width, height),
             polygons=[],
-            keypoints=_keypoints(keypoints[0] * np.array((*factors, 1), np.float32), width, height, n_keypoints),
+            keypoints=_keypoints(keypoints * np.array((*factors, 1), np.float32), width, height, n_keypoints),
         )
 
     def _input_of(self, picture: Picture) -> tuple[Picture, tuple[float, float]]:

@@ -39,11 +39,6 @@ CLASS_CHANGE = 6.0
 """What a change of class along a track costs, in log evidence: some three clear glances, or many doubtful ones."""
 VOTE_FLOOR = 0.1
 """Added to the scores of a glance, so that no single one rules a class out."""
-VOTE_FOR_PLAYER = 0.5
-"""Log evidence for player in every glance: nine of ten bodies are players, and the network was trained to see
-the rare
-classes. Single frames of `val`, F1 of goalkeeper, player, referee: 0.54, 0.87, 0.38 without, 0.57, 0.89, 0.39
-with."""
 CLASS_COST = 0.3
 """What unlike classes add to the cost of a match, in body heights."""
 ASPECT_FRAMES = 25.0
@@ -347,7 +342,6 @@ def _class_evidence(scores: Float, frames: Int) -> Float:
     fresh = np.minimum(np.diff(frames, prepend=frames[0] - FRESH_FRAMES) / FRESH_FRAMES, 1.0)
     share = scores.astype(np.float64) + VOTE_FLOOR
     evidence = np.log(share / share.sum(1, keepdims=True))
-    evidence[:, 1] += VOTE_FOR_PLAYER
     return np.asarray(fresh[:, None] * evidence)
 
 

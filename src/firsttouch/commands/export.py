@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from firsttouch import subnet
+from firsttouch import homography, pitch, subnet
+from firsttouch.detect import roles
 from firsttouch.errors import ModelMismatch, ModelNotFound, SettingsError
 from firsttouch.settings import load
 
@@ -34,15 +36,15 @@ def export_package(directory: Path, model: Path | None = None) -> list[Path]:
     source = model or BUNDLED_MODEL
     if not source.is_file():
         raise ModelNotFound(f"there is no model {source}")
-    code = Path(subnet.__file__)
-    size = source.stat().st_size + code.stat().st_size
+    code = miner_source()
+    size = source.stat().st_size + len(code.encode())
     if size > MAX_PACKAGE_BYTES:
         raise ModelMismatch(f"{source.name}: a package of {size} bytes is more than {MAX_PACKAGE_BYTES}")
     if directory.exists() and not directory.is_dir():
         raise SettingsError(f"{directory} is not a directory", hint="name a new one")
     directory.mkdir(parents=True, exist_ok=True)
     written = [directory / "miner.py", directory / subnet.MODEL_FILE]
-    shutil.copyfile(code, written[0])
+    written[0].write_text(code)
     shutil.copyfile(source, written[1])
     try:
         subnet.Miner(directory)
@@ -50,3 +52,30 @@ def export_package(directory: Path, model: Path | None = None) -> list[Path]:
         written[1].unlink()
         raise ModelMismatch(f"{source.name} is not a model the Miner can run: {exc}") from exc
     return written
+
+
+PARTS = (homography, pitch, roles, subnet)
+"""What `subnet` needs of ours, each after what it imports itself."""
+ALONE = """from __future__ import annotations
+
+import sys
+import types
+
+# whoever loads this file need not have named it in sys.modules, where dataclasses look for it
+sys.modules.setdefault(__name__, types.ModuleType(__name__))
+"""
+
+
+def miner_source() -> str:
+    """All parts as one file: their sources without the imports of one another."""
+    return "\n\n".join([f'"""{subnet.__doc__}"""', ALONE, *(_alone(Path(str(part.__file__))) for part in PARTS)])
+
+
+def _alone(file: Path) -> str:
+    source = file.read_text()
+    lines = source.splitlines(keepends=True)
+    for node in ast.parse(source).body:
+        ours = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("firsttouch", "__future__")
+        if ours or (isinstance(node, ast.Expr) and node.lineno == 1):  # the module's own docstring
+            lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or node.lineno) - node.lineno + 1)
+    return "".join(lines).strip() + "\n"

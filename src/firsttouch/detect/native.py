@@ -1,4 +1,6 @@
-"""Our own network: six uint8 planes in; boxes, class scores and key points out of one backbone pass."""
+"""Our own network: six uint8 planes in; boxes, class scores and key points out of one backbone pass.
+
+Who is goalkeeper, player or referee is then said with the whole picture in view (`roles`)."""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from firsttouch.detect.detections import CLASS_NAMES, KEYPOINT_COUNT, Array, Detections, Plane
 from firsttouch.detect.planes import Canvas, fill
+from firsttouch.detect.roles import METADATA_KEY, Roles
 from firsttouch.detect.session import ModelFile, OpenSession, OutOfDeviceMemory, Session, Values
 from firsttouch.errors import ModelMismatch
 
@@ -62,6 +65,7 @@ class NativeDetector:
         self.batch_size = batch_size
         self.name = model.path.stem
         self._model = model
+        self._roles = native_roles(model)
         self._open = open_session
         self._confidence = confidence
         self._max_detections = max_detections
@@ -103,8 +107,11 @@ class NativeDetector:
             start = len(found)
             outputs, count = self._run(inputs[start:], pitch)
             for row in range(count):
-                values = (outputs[0][row], outputs[1][row], outputs[2][row] if pitch else None)
-                found.append(self._to_source(frame_numbers[start + row], *values, width, height))
+                boxes, points = outputs[0][row], outputs[2][row] if pitch else None
+                scores = outputs[1][row]
+                if self._roles is not None:
+                    scores = self._roles.refined(inputs[start + row], boxes, scores, points)
+                found.append(self._to_source(frame_numbers[start + row], boxes, scores, points, width, height))
         return found
 
     def _run(self, inputs: Sequence[Plane], pitch: bool) -> tuple[list[Values], int]:
@@ -165,6 +172,15 @@ def seen_points(points: Array, width: int, height: int, confidence: float = KEYP
 def native_canvas(model: ModelFile, img_size: int | None) -> Canvas:
     """The canvas of the model's own size, or of another."""
     return Canvas.of_size(img_size or int(native_facts(model)["img_size"]))
+
+
+def native_roles(model: ModelFile) -> Roles | None:
+    """What was fitted to this model's scores; None where nothing was. Raises ModelMismatch."""
+    text = model.facts.metadata.get(METADATA_KEY)
+    try:
+        return Roles.from_text(text) if text else None
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ModelMismatch(f"{model.path.name} has no readable '{METADATA_KEY}' metadata") from exc
 
 
 def native_facts(model: ModelFile) -> dict[str, Any]:

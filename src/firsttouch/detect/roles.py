@@ -1,0 +1,211 @@
+"""Goalkeeper, player or referee: who a body is follows from the others in the picture as much as from its own pixels.
+
+A network sees a black shirt and has to guess. Ten such shirts are a team, one alone is not; the one nearest to
+the goal line wears another colour than the ten before it; whoever stands beyond the touch line in a coat is nobody's
+player. So each body gets facts of the whole picture (whose shirt is like its own and what the network says of them,
+where its feet are on the pitch), and a small network fitted on these facts (`train roles`) shares its score out anew.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firsttouch.homography import Float, moved_points
+from firsttouch.pitch import ground
+
+Array = NDArray[np.floating[Any]]
+Plane = NDArray[np.uint8]
+
+METADATA_KEY = "roles"
+"""Of the ONNX file whose scores these roles were fitted to."""
+LEAST_SCORE = 0.06
+"""Bodies less sure than this say nothing about the others, and keep their scores."""
+
+SHIRT, SHORTS = (0.15, 0.5), (0.5, 0.7)
+"""Rows of a standing person's box."""
+_SHIRT_ROWS = 6
+_DOWN = np.concatenate([np.linspace(*SHIRT, _SHIRT_ROWS), np.linspace(*SHORTS, 3)])
+_ACROSS = np.linspace(0.2, 0.8, 5)
+_BESIDE = np.array([-0.4, -0.2, 1.2, 1.4])
+"""Where in a box colours are taken from, and beside it the lawn's, in box sizes: 45 and 36 points say what 78 do."""
+_COLOUR_WEIGHT = np.array([0.5, 1.0, 1.0], np.float32)
+"""Luma counts half: light and shade change it most."""
+_SHORTS_WEIGHT = 0.6
+_USUAL = np.array([0.05, 0.85, 0.10], np.float32)
+"""Shares of goalkeepers, players and referees among bodies: what is believed of nobody in particular."""
+_NEAREST = (0, 1, 3)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """What one picture says of its N bodies.
+
+    boxes: (N, 4) xyxy and picture size in pixels of the canvas. scores: (N, 3) of goalkeeper, player, referee.
+    colours: (N, 2, 3) Y, U, V of shirt and shorts. clear: (N,) 0..1, how much of the shirt stands out from the lawn.
+    metres: (N, 2) of the feet on the pitch, or None where the pitch was not found.
+    """
+
+    boxes: Array
+    size: tuple[int, int]
+    scores: Array
+    colours: Array
+    clear: Array
+    metres: Float | None
+
+
+def see(planes: Plane, boxes: Array, scores: Array, keypoints: Array | None) -> Scene:
+    """The scene of one picture: six planes (6, H, W), and boxes (N, 4), scores (N, 3), key points (32, 3) in pixels
+    of the canvas (2 W, 2 H)."""
+    size = 2 * planes.shape[2], 2 * planes.shape[1]
+    colours, clear = shirts(planes, boxes)
+    to_metres = None if keypoints is None else ground(keypoints, size[0])
+    feet = np.stack([(boxes[:, 0] + boxes[:, 2]) / 2, boxes[:, 3]], 1).astype(np.float64)
+    metres = None if to_metres is None else moved_points(to_metres, feet)
+    return Scene(boxes, size, scores, colours, clear, metres)
+
+
+def shirts(planes: Plane, boxes: Array) -> tuple[Array, Array]:
+    """(N, 2, 3) mean Y, U, V of shirt and shorts without the lawn around them, and (N,) how clear the shirt is."""
+    left, top = boxes[:, 0, None] / 2, boxes[:, 1, None] / 2
+    wide, tall = (boxes[:, 2] - boxes[:, 0])[:, None] / 2, (boxes[:, 3] - boxes[:, 1])[:, None] / 2
+    rows = top + tall * _DOWN
+    body = _sampled(planes, rows, left + wide * _ACROSS)
+    lawn = np.median(_sampled(planes, rows, left + wide * _BESIDE), axis=(1, 2))
+    unlike = np.linalg.norm(body[..., 1:] - lawn[:, None, None, 1:], axis=-1)
+    weight = np.clip((unlike - 6) / 7, 0, 1) + 1e-3
+    colours = [_mean(body[:, part], weight[:, part]) for part in (slice(_SHIRT_ROWS), slice(_SHIRT_ROWS, None))]
+    return np.stack(colours, 1), weight[:, :_SHIRT_ROWS].mean((1, 2))
+
+
+def _sampled(planes: Plane, rows: Array, columns: Array) -> Array:
+    """(N, R, C, 3) Y, U, V at rows (N, R) and columns (N, C) of the planes."""
+    y = np.clip(rows, 0, planes.shape[1] - 1).astype(np.intp)[:, :, None]
+    x = np.clip(columns, 0, planes.shape[2] - 1).astype(np.intp)[:, None, :]
+    at = y * planes.shape[2] + x
+    values = np.empty((*at.shape, 3), np.float32)
+    for k, plane in enumerate((0, 4, 5)):
+        values[..., k] = planes[plane].ravel()[at]
+    return values
+
+
+def _mean(values: Array, weight: Array) -> Array:
+    return np.asarray((values * weight[..., None]).sum((1, 2)) / weight.sum((1, 2))[:, None], np.float32)
+
+
+def facts(scene: Scene) -> Array:
+    """(N, F) float32: what the small network is told of each body."""
+    scores = np.clip(scene.scores, 1e-3, 1 - 1e-3)
+    sure = scores.max(1)
+    columns = [np.log(scores / (1 - scores)), _alike(scene, scores, sure), _shape(scene), _place(scene, sure)]
+    return np.concatenate(columns, 1).astype(np.float32)
+
+
+def _alike(scene: Scene, scores: Array, sure: Array) -> Array:
+    """How many others are dressed alike, what the network says of them, and how far the nearest shirts are."""
+    dressed = scene.colours * _COLOUR_WEIGHT
+    shirt = _distances(dressed[:, 0])
+    whole = np.sqrt(shirt**2 + (_SHORTS_WEIGHT * _distances(dressed[:, 1])) ** 2)
+    np.fill_diagonal(shirt, np.inf)
+    np.fill_diagonal(whole, np.inf)
+    share = scores / scores.sum(1, keepdims=True)
+    columns = []
+    for distance, width, asks in ((shirt, 8, False), (shirt, 16, True), (whole, 10, False), (whole, 20, True)):
+        like = np.exp(-((distance / width) ** 2) / 2) * sure
+        count = like.sum(1)
+        columns.append(np.log(count + 0.1)[:, None])
+        if asks:
+            columns.append(np.log((like @ share + 0.1 * _USUAL) / (count[:, None] + 0.1)))
+    nearest = np.full((len(shirt), max(_NEAREST) + 1), 60.0)
+    sorted_ = np.sort(shirt, 1)[:, : nearest.shape[1]]
+    nearest[:, : sorted_.shape[1]] = np.minimum(sorted_, 60.0)
+    columns += [nearest[:, _NEAREST] / 20, np.full((len(shirt), 1), sure.sum() / 10), scene.clear[:, None]]
+    return np.concatenate(columns, 1)
+
+
+def _distances(points: Array) -> Array:
+    return np.asarray(np.linalg.norm(points[:, None] - points[None], axis=-1))
+
+
+def _shape(scene: Scene) -> Array:
+    boxes, (width, height) = scene.boxes, scene.size
+    tall, wide = np.maximum(boxes[:, 3] - boxes[:, 1], 1), np.maximum(boxes[:, 2] - boxes[:, 0], 1)
+    aside = np.abs((boxes[:, 0] + boxes[:, 2]) / width - 1)
+    return np.stack([np.log(tall * 1280 / width / 40), np.log(wide / tall), boxes[:, 3] / height, aside], 1)
+
+
+def _place(scene: Scene, sure: Array) -> Array:
+    """Where the feet are, folded to one half of the pitch: x from the goal line, y from the far touch line."""
+    if scene.metres is None:
+        return np.zeros((len(sure), 12))
+    known = np.isfinite(scene.metres).all(1) & (np.abs(scene.metres - (52.5, 34)) < (90, 80)).all(1)
+    x, y = np.where(known[:, None], scene.metres, (52.5, 34)).T
+    deep = np.minimum(x, 105 - x)
+    goal = np.hypot(deep, y - 34)
+    beyond = np.maximum(y - 68, -y)
+    outside = np.maximum(-deep, beyond)
+    left = x < 52.5
+    nearer = np.where(left[:, None], x[None] < x[:, None] - 1, x[None] > x[:, None] + 1)
+    behind = (nearer * sure * (outside < 1)).sum(1)
+    return np.stack(
+        [
+            np.ones(len(x)), known, np.exp(-goal / 8), np.exp(-((goal / 16) ** 2)), np.clip(deep / 20, -1, 3),
+            np.clip(beyond / 3, -3, 3), np.exp(-np.abs(beyond)), np.clip(outside / 3, -3, 3), outside > 1,
+            np.abs(y - 34) / 34, y > 34, np.log(behind + 0.3),
+        ], 1
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Roles:
+    """The small network: facts (N, F), scaled by `mean` and `spread`, through one hidden layer to four shares:
+    nobody of the match, goalkeeper, player, referee."""
+
+    mean: Array
+    spread: Array
+    first: Array
+    first_bias: Array
+    second: Array
+    second_bias: Array
+
+    @classmethod
+    def from_text(cls, text: str) -> Roles:
+        """Raises ValueError, TypeError or KeyError for what `text` did not write."""
+        values = json.loads(text)
+        return cls(*(np.array(values[name], np.float32) for name in cls.__slots__))
+
+    def text(self) -> str:
+        """JSON with four digits of every number."""
+        return json.dumps({name: _rounded(getattr(self, name)) for name in self.__slots__}, separators=(",", ":"))
+
+    def shares(self, told: Array) -> Array:
+        """(N, 4) float32, rows that sum to 1."""
+        scaled = np.clip((told - self.mean) / self.spread, -6, 6)
+        out = np.tanh(scaled @ self.first + self.first_bias) @ self.second + self.second_bias
+        out = np.exp(out - out.max(1, keepdims=True))
+        return np.asarray(out / out.sum(1, keepdims=True), np.float32)
+
+    def refined(self, planes: Plane, boxes: Array, scores: Array, keypoints: Array | None) -> Array:
+        """The class scores (N, 4) of one picture, those of people shared out anew; the ball's are kept."""
+        heard = np.flatnonzero(scores[:, 1:].max(1) >= LEAST_SCORE)
+        if not len(heard):
+            return scores
+        told = facts(see(planes, boxes[heard], scores[heard, 1:], keypoints))
+        refined = scores.copy()
+        refined[heard, 1:] = shared_out(scores[heard, 1:], self.shares(told))
+        return refined
+
+
+def shared_out(scores: Array, shares: Array) -> Array:
+    """(N, 3) scores of goalkeeper, player, referee: the likeliest score of each body, by its shares of the three."""
+    role = shares[:, 1:] / np.maximum(shares[:, 1:].sum(1, keepdims=True), 1e-6)
+    role[:, [0, 2]] *= np.sqrt(1 - shares[:, :1])
+    return np.asarray(scores.max(1, keepdims=True) * role, np.float32)
+
+
+def _rounded(values: Array) -> list[Any]:
+    return [_rounded(row) for row in values] if values.ndim > 1 else [float(f"{value:.4g}") for value in values]
