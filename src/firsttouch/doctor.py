@@ -121,6 +121,11 @@ def machine_findings(
     if gpu and device == "cpu" and settings.device == "auto":
         change = "pip install onnxruntime-gpu in place of onnxruntime"
         return [Finding("networks", "wrong", f"there is a GPU that is not used: {evidence}", change)]
+    if settings.tensorrt and runtime != "tensorrt":
+        why = "it is built beside what runs, and takes over" if device == "cuda" else "it needs the GPU"
+        return [
+            Finding("networks", "note", f"no TensorRT engine runs yet, {why}: {evidence}", "firsttouch engine build")
+        ]
     reason = "" if gpu or device != "cpu" else "; no GPU here"
     return [Finding("networks", "ok", evidence + reason)]
 

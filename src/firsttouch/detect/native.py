@@ -24,6 +24,7 @@ LAYOUT = 1
 BOX_OUTPUTS = ("boxes", "scores")
 ALL_OUTPUTS = ("boxes", "scores", "keypoints")
 
+POINT_BOX = 16
 KEYPOINT_CONFIDENCE = 0.3
 """Below it a pitch point counts as not seen."""
 
@@ -40,6 +41,15 @@ class NativeLayout:
 
     def __call__(self, model: ModelFile) -> tuple[tuple[str, ...], tuple[int, ...]]:
         return ALL_OUTPUTS, (1, *native_canvas(model, self.img_size).shape)
+
+    def boxes(self, model: ModelFile, outputs: Sequence[Values], confidence: float) -> list[Array]:
+        """For each picture the boxes (N, 4) at least this sure; a key point counts as one of `POINT_BOX` pixels."""
+        found = [boxes[scores.max(axis=1) >= confidence] for boxes, scores in zip(*outputs[:2], strict=True)]
+        if len(outputs) == len(BOX_OUTPUTS):
+            return found
+        points = [picture[picture[:, 2] >= confidence][:, :2] for picture in outputs[2]]
+        half = POINT_BOX / 2
+        return [np.concatenate([b, np.hstack([p - half, p + half])]) for b, p in zip(found, points, strict=True)]
 
 
 class NativeDetector:
