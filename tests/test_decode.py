@@ -469,7 +469,7 @@ def test_a_chip_that_decodes_is_reported_once_and_gives_the_same_planes(
     folder: Path, lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sparse, index = opened(make_clip(RECIPES["pyramid"], folder))
-    monkeypatch.setattr("firsttouch.decode.gop._open_nvdec", lambda index, options: Chip(index))
+    monkeypatch.setattr("firsttouch.decode.gop._open_nvdec", lambda index, *_: Chip(index))
     soft = list(GopDecoder(index, sparse.read, range(20)).frames())
     for _ in range(2):
         decoder = GopDecoder(index, sparse.read, range(20), device="cuda")
@@ -489,7 +489,7 @@ def test_a_chip_that_refuses_the_clip_is_replaced_by_software_from_the_first_row
     chip: dict[str, bool | int], folder: Path, lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sparse, index = opened(make_clip(RECIPES["moov_last"], folder))
-    monkeypatch.setattr("firsttouch.decode.gop._open_nvdec", lambda index, options: Chip(index, **chip))
+    monkeypatch.setattr("firsttouch.decode.gop._open_nvdec", lambda index, *_: Chip(index, **chip))
     decoder = GopDecoder(index, sparse.read, range(20), device="cuda")
     assert [f.frame_number for f in decoder.frames()] == list(range(20))
     assert not decoder.hardware

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from firsttouch.detect.detections import CLASS_NAMES, KEYPOINT_COUNT, Array, Det
 from firsttouch.detect.planes import Canvas, fill
 from firsttouch.detect.session import ModelFile, OpenSession, OutOfDeviceMemory, Session, Values
 from firsttouch.errors import ModelMismatch
+
+if TYPE_CHECKING:
+    from firsttouch.detect.surfaces import TorchSurfaces
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +58,8 @@ class NativeLayout:
 class NativeDetector:
     """Runs a model of the native layout; boxes alone and boxes with key points are two sessions.
 
-    The session for boxes alone is opened when it is first needed: opening costs tens of milliseconds.
+    The session for boxes alone is opened when it is first needed: opening costs tens of milliseconds. `on_device`: its
+    sessions take tensors of the GPU, so pictures that are decoded there need not leave it.
     """
 
     def __init__(
@@ -67,8 +71,10 @@ class NativeDetector:
         batch_size: int = 1,
         confidence: float = 0.25,
         max_detections: int = 100,
+        on_device: bool = False,
     ) -> None:
         self.canvas = native_canvas(model, img_size)
+        self.surfaces = _surfaces(self.canvas) if on_device else None
         self.batch_size = batch_size
         self.name = model.path.stem
         self._model = model
@@ -137,10 +143,12 @@ class NativeDetector:
             self._sessions.clear()
             log.warning("out of memory with %d frames in a batch: going on with %d", size, size // 2)
 
-    def _stacked(self, batch: Sequence[Plane], size: int) -> Plane:
+    def _stacked(self, batch: Sequence[Any], size: int) -> Any:
         """Inputs as one array of the fixed batch size; a short last batch is filled up with zeros."""
         if size == 1:
             return batch[0][None]
+        if self.surfaces is not None and not all(isinstance(planes, np.ndarray) for planes in batch):
+            return self.surfaces.stacked(batch, size)
         stacked = np.zeros((size, *self.canvas.shape), np.uint8)
         for row, planes in enumerate(batch):
             stacked[row] = planes
@@ -156,6 +164,17 @@ class NativeDetector:
         if keypoints is not None:
             points = seen_points(keypoints * np.array((*factors, 1), np.float32), width, height)
         return Detections(number, xyxy[kept], scores[keep][kept].astype(np.float32), points)
+
+
+def _surfaces(canvas: Canvas) -> TorchSurfaces | None:
+    """PyTorch is imported only where pictures can stay on the device, and takes a second."""
+    from firsttouch.detect.surfaces import TorchSurfaces, surfaces_problem
+
+    problem = surfaces_problem()
+    if problem is None:
+        return TorchSurfaces(canvas)
+    log.info("decoded pictures are copied from the GPU: %s. To keep them there: %s", problem.reason, problem.remedy)
+    return None
 
 
 def clipped(xyxy: Array, width: int, height: int) -> tuple[Array, NDArray[np.bool_]]:

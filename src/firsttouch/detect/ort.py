@@ -30,6 +30,7 @@ import numpy as np
 import onnxruntime
 
 from firsttouch.detect.session import ModelFile, OutOfDeviceMemory, Problem, Session, Values
+from firsttouch.detect.surfaces import copy_into
 from firsttouch.errors import ModelMismatch, RuntimeUnavailable
 
 DEVICE_OF_PROVIDER = {
@@ -79,7 +80,8 @@ class OrtSession:
 class DeviceSession(OrtSession):
     """A model on a GPU: input and outputs live there, at fixed addresses, so that a CUDA graph can be replayed.
 
-    One run at a time: the addresses are shared. Not verified on hardware (tested with `memory="cpu"`).
+    A tensor that lies on the device is copied there. One run at a time: the addresses are shared. Not verified on
+    hardware (tested with `memory="cpu"`).
     """
 
     def __init__(
@@ -113,7 +115,10 @@ class DeviceSession(OrtSession):
     def run(self, values: Values) -> list[Values]:
         with self._lock:
             try:
-                self._on_device.update_inplace(values)
+                if isinstance(values, np.ndarray):
+                    self._on_device.update_inplace(values)
+                else:
+                    copy_into(self._on_device, values)
                 self._session.run_with_iobinding(self._binding)
                 found = dict(zip(self._session_outputs(), self._binding.copy_outputs_to_cpu(), strict=True))
             except Exception as exc:

@@ -358,6 +358,7 @@ class CombinedDetector:
     """
 
     batch_size = 1
+    surfaces = None
 
     def __init__(
         self, models: Sequence[YoloModel], bundled: Detector | None, *, confidence: float, max_detections: int
