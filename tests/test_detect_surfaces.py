@@ -18,7 +18,7 @@ from test_decode import Chip
 
 from firsttouch.chain import GopChain
 from firsttouch.decode import Frame, gop
-from firsttouch.detect import BUNDLED_MODEL, ort, surfaces
+from firsttouch.detect import BUNDLED_MODEL, choose, load_detector, native, ort, surfaces
 from firsttouch.detect.native import ALL_OUTPUTS, NativeDetector
 from firsttouch.detect.ort import DeviceSession, OrtCpu
 from firsttouch.detect.planes import Canvas, fill
@@ -220,6 +220,25 @@ def test_without_pytorch_pictures_are_copied_and_doctor_says_how_to_change_that(
     assert surface_findings(Settings(device="cuda", use_nvdec=False), made) == []
     made.surfaces = Sizes()
     assert surface_findings(Settings(device="cuda"), made)[0].state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "device", "kept"),
+    [
+        ("onnxruntime", "cuda", True),
+        ("tensorrt", "cuda", True),
+        ("torch", "cuda", True),
+        ("tensorrt-rtx", "cuda", False),
+        ("onnxruntime", "cpu", False),
+    ],
+)
+def test_pictures_stay_only_for_runtimes_that_take_tensors(monkeypatch, tmp_path, runtime, device, kept):
+    values = (np.zeros((1, 4)), np.zeros((1, 4)), np.zeros((32, 3)))
+    path = detect_graphs.native(tmp_path / "tiny.onnx", *values)
+    fake = SimpleNamespace(name=runtime, device=device, open=OrtCpu().open)
+    monkeypatch.setattr(choose, "choose", lambda *_: choose.Choice(fake, path, "fp32"))
+    monkeypatch.setattr(native, "_surfaces", lambda canvas: "kept there")
+    assert load_detector(model=path, img_size=160).surfaces == ("kept there" if kept else None)
 
 
 @needs_torch

@@ -292,6 +292,56 @@ def test_a_build_that_takes_too_long_is_given_up(model, tmp_path, monkeypatch):
         OrtTensorRt(tmp_path).build_apart(model, ALL_OUTPUTS, SHAPE, "fp16")
 
 
+def python(script: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+
+
+def test_nobody_waits_for_a_build_at_the_end():
+    script = """
+import threading
+from types import SimpleNamespace
+from firsttouch.detect.upgrade import UpgradingSession
+begun = threading.Event()
+def make():
+    begun.set()
+    threading.Event().wait()
+session = UpgradingSession(SimpleNamespace(runtime="onnxruntime"), make, None, delay=0.0)
+session.begin()
+begun.wait()
+"""
+    assert python(script).wait(SOON) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a build ends by itself")
+def test_a_build_ends_with_who_asked_for_it_and_is_not_held_by_its_memory_cap():
+    child = """
+import resource, sys
+from firsttouch.detect.build import _serve_first
+_serve_first()
+soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+print(soft == hard, flush=True)
+sys.stdin.read()
+"""
+    parent = f"""
+import os, resource, subprocess, sys
+_, hard = resource.getrlimit(resource.RLIMIT_DATA)
+resource.setrlimit(resource.RLIMIT_DATA, (2_000_000_000, hard))
+reading, writing = os.pipe()
+os.set_inheritable(writing, True)
+child = subprocess.Popen([sys.executable, "-c", {child!r}], stdin=reading, stdout=subprocess.PIPE, close_fds=False)
+print(child.pid, child.stdout.readline().decode().strip(), flush=True)
+os._exit(0)
+"""
+    pid, lifted = python(parent).stdout.readline().split()
+    assert lifted == "True"
+    stat = Path(f"/proc/{pid}/stat")
+    for _ in range(200):  # its standard input stays open: only the system can have ended it
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        threading.Event().wait(0.05)
+    pytest.fail("the build outlives its parent")
+
+
 def test_a_session_waits_before_it_builds(model):
     assert upgrade.BEGIN_SECONDS >= 5  # a command that answers one clip is over by then
     session = UpgradingSession(Fake("cuda").open(model, ALL_OUTPUTS, SHAPE, "fp16"), pytest.fail, None, delay=600.0)
