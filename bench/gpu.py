@@ -2,9 +2,9 @@
 
 Detector: each runtime at each batch size, boxes against ONNX Runtime fp32 on the CPU; also with its input on the GPU.
 NVDEC: frame numbers and luma against software, copied from the GPU and kept there. The whole: P1 (complete) and P6
-(every frame), from an origin on this machine. Streams: three models one after the other and side by side. A path that
-answers otherwise is not timed, and the exit code is 1; a path that cannot run here is a row with the reason. Without a
-GPU nothing is measured, and that is all it says.
+(every frame), from an origin on this machine. Streams: three models one after the other and side by side. Take-over:
+TensorRT that is built while CUDA serves. A path that answers otherwise is not timed, and the exit code is 1; a path
+that cannot run here is a row with the reason. Without a GPU nothing is measured, and that is all it says.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,13 @@ from firsttouch.commands.engine import build_engines
 from firsttouch.decode import GopDecoder
 from firsttouch.detect import BUNDLED_MODEL, Detections, Detector, Surfaces
 from firsttouch.detect.load import TAKES_TENSORS
-from firsttouch.detect.native import ALL_OUTPUTS, NativeDetector, native_canvas
+from firsttouch.detect.native import ALL_OUTPUTS, NativeDetector, NativeLayout, native_canvas
 from firsttouch.detect.ort import OrtCpu, OrtCuda, OrtTensorRt, OrtTensorRtRtx, gpu_facts
 from firsttouch.detect.planes import Canvas
 from firsttouch.detect.pytorch import Torch
 from firsttouch.detect.session import ModelFile, OpenSession, Runtime, Values
 from firsttouch.detect.surfaces import TorchSurfaces, surfaces_problem
+from firsttouch.detect.upgrade import EngineRuntime, EngineWhenBuilt, UpgradingSession
 from firsttouch.errors import FirsttouchError
 from firsttouch.evaluate import labels_of as boxes_of
 from firsttouch.index import Index, read_index
@@ -119,6 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
         fastest = working[0][0]
         stages: dict[str, Callable[[], None]] = {
             "three models": lambda: streams(report, fastest, asked.runs),
+            "take-over": lambda: take_over(report, clip, OrtCuda()),
             "whole": lambda: whole(report, clip, asked.runs, fastest, max(asked.batches)),
         }
         for work, measure in stages.items():
@@ -339,6 +342,39 @@ def streams(report: Report, path: Way, runs: int, models: int = 3) -> None:
     goal = f"{ratio} times, >= 1.3: {verdict(ratio, 1.3, at_most=False)}"
     report.add("three models", f"{path.name}, three streams", beside["p50"] * 1000, "ms", goal)
     _note_memory(report)
+
+
+def take_over(report: Report, clip: Path, meanwhile: Runtime, engine: EngineRuntime | None = None) -> None:
+    """TENSORRT=1 with nothing built: seconds until the engine serves, and the longest look until then."""
+    with TemporaryDirectory() as folder:
+        engine = engine or OrtTensorRt(Path(folder))
+        problem = engine.problem("fp16")
+        if problem is not None:
+            raise FirsttouchError(problem.reason, hint=problem.remedy)
+        model = ModelFile.read(BUNDLED_MODEL)
+        reference = NativeDetector(model, _opener(Way("CPU", OrtCpu(), "fp32")))
+        inputs, width, height = _inputs(clip, reference)
+        expected = reference.detect(inputs, range(len(inputs)), width, height, pitch=True)
+        upgrading = EngineWhenBuilt(engine, meanwhile, NativeLayout(None))
+        detector = NativeDetector(model, lambda m, o, s: upgrading.open(m, o, s, "fp16"))
+        session, _ = detector.opened(pitch=True)
+        assert isinstance(session, UpgradingSession)
+        before, worker, looks = session.runtime, session.begin(), []
+        began = time.perf_counter()
+        while worker is not None and worker.is_alive():
+            started = time.perf_counter()
+            detector.detect(inputs[:1], [0], width, height, pitch=True)
+            looks.append(time.perf_counter() - started)
+        seconds = time.perf_counter() - began
+        found = detector.detect(inputs, range(len(inputs)), width, height, pitch=True)
+    name = f"{engine.name} while {before} serves"
+    if session.runtime == before:
+        report.add("take-over", name, "-", "", "not taken: its warning says why")
+    elif (reason := difference(found, expected, "fp16")) is not None:
+        report.refuse("take-over", name, reason)
+    else:
+        report.body["take_over"] = {"seconds": seconds, "looks": len(looks), "longest_look": max(looks)}
+        report.add("take-over", name, round(seconds, 1), "s", f"{len(looks)} looks, {max(looks) * 1000:.0f} ms at most")
 
 
 def whole(report: Report, clip: Path, runs: int, path: Way, batch: int) -> None:

@@ -103,10 +103,9 @@ def thread() -> threading.Thread:
 def test_cuda_serves_until_the_engine_is_built_and_agrees(model, caplog):
     engine = Fake("tensorrt")
     session = opened(engine, model)
-    session.begin()
-    session.begin()
-    worker = thread()  # one, though it was begun twice
+    worker = session.begin()
     assert worker.daemon
+    assert session.begin() is None
     before = session.run(BRIGHT)
     assert session.runtime == "onnxruntime"
     with caplog.at_level(logging.INFO):
@@ -133,8 +132,7 @@ def test_cuda_serves_until_the_engine_is_built_and_agrees(model, caplog):
 def test_an_engine_that_fails_or_answers_otherwise_is_one_warning(model, caplog, engine, reason):
     session = opened(engine, model)
     with caplog.at_level(logging.WARNING):
-        session.begin()
-        worker = thread()
+        worker = session.begin()
         engine.may_build.set()
         while worker.is_alive():
             session.run(BRIGHT)
@@ -149,8 +147,7 @@ def test_a_session_that_is_given_up_is_not_built_for(model):
     """Out of memory the batch is halved and the sessions are dropped: nothing may keep their memory."""
     engine = Fake("tensorrt")
     session = opened(engine, model)
-    session.begin()
-    worker = thread()
+    worker = session.begin()
     engine.may_build.set()  # the thread makes, then waits for a run to compare with
     del session
     gc.collect()
@@ -345,8 +342,7 @@ os._exit(0)
 def test_a_session_waits_before_it_builds(model):
     assert upgrade.BEGIN_SECONDS >= 5  # a command that answers one clip is over by then
     session = UpgradingSession(Fake("cuda").open(model, ALL_OUTPUTS, SHAPE, "fp16"), pytest.fail, None, delay=600.0)
-    session.begin()
-    worker = thread()
+    worker = session.begin()
     del session
     gc.collect()
     worker.join(SOON)

@@ -141,16 +141,18 @@ class UpgradingSession:
             self._wakes.set()
         return outputs
 
-    def begin(self) -> None:
-        """Start making; only the first call does."""
+    def begin(self) -> threading.Thread | None:
+        """Start making; only the first call does, and gives the thread."""
         with self._lock:
             make, self._make = self._make, None
         if make is None:
-            return
+            return None
         ended = threading.Event()
         weakref.finalize(self, _wake, ended, self._wakes).atexit = False
         arguments = (weakref.ref(self), self.runtime, make, self._wakes, ended, self._delay)
-        threading.Thread(target=_upgrade, args=arguments, name="firsttouch-engine", daemon=True).start()
+        thread = threading.Thread(target=_upgrade, args=arguments, name="firsttouch-engine", daemon=True)
+        thread.start()
+        return thread
 
     def expect(self) -> None:
         """Keep the next run that finds something, for the comparison."""
@@ -158,8 +160,7 @@ class UpgradingSession:
 
     def take(self, better: Session) -> str | None:
         """Go on with `better` if it finds the boxes of the run that was kept; why not, otherwise."""
-        if self._seen is None:
-            return "nothing was seen to compare with"
+        assert self._seen is not None
         values, expected = self._seen
         self._seen = None
         reason = difference(self._boxes, expected, better.run(values))
