@@ -116,7 +116,8 @@ class Converter:
     def __call__(self, picture: VideoFrame) -> VideoFrame:
         width, height = self._size
         fits = (picture.width, picture.height) == self._size
-        form = picture.sw_format or picture.format  # the first is that of a picture on the GPU
+        # Of a picture on the GPU; PyAV 17.0 does not tell it, and such a picture is copied.
+        form = getattr(picture, "sw_format", None) or picture.format
         if fits and form.name in ("yuv420p", "nv12") and picture.color_range != ColorRange.JPEG:
             return picture
         if self._reformatter is None:
