@@ -22,7 +22,7 @@ from firsttouch.detect import BUNDLED_MODEL, choose, load_detector, native, ort,
 from firsttouch.detect.native import ALL_OUTPUTS, NativeDetector
 from firsttouch.detect.ort import DeviceSession, OrtCpu
 from firsttouch.detect.planes import Canvas, fill
-from firsttouch.detect.session import ModelFile, Problem
+from firsttouch.detect.session import ModelFile, OutOfDeviceMemory, Problem
 from firsttouch.detect.surfaces import TorchSurfaces, surfaces_problem
 from firsttouch.doctor import surface_findings
 from firsttouch.index import read_index
@@ -155,6 +155,32 @@ def test_a_clip_whose_pictures_stay_is_answered_as_one_whose_pictures_are_copied
     for mine, other in zip(found.frames, expected.frames, strict=True):
         np.testing.assert_array_equal(mine.ids, other.ids)
         np.testing.assert_allclose(mine.xyxy, other.xyxy, atol=1e-3)
+
+
+@needs_model
+def test_a_gpu_without_memory_for_a_picture_gives_it_back(clip, monkeypatch):
+    class Full:
+        asked = 0
+
+        def takes(self, width, height):
+            return True
+
+        def inputs(self, luma, chroma):
+            self.asked += 1
+            raise OutOfDeviceMemory("the GPU has not enough memory for this picture")
+
+        def grey(self, luma):
+            self.inputs(luma, None)
+
+    expected = analyze_sync(clip, options=Options(stride=6), detector=detector(on_gpu=False))
+    monkeypatch.setattr(gop, "_open_nvdec", lambda index, *_: Chip(index))
+    monkeypatch.setattr(Frame, "on_device", property(lambda self: self.picture.format.name == "nv12"))
+    full = detector(on_gpu=True)
+    full.surfaces = Full()
+    found = analyze_sync(clip, options=Options(stride=6), detector=full)
+    assert full.surfaces.asked > 2 * found.frames_detected
+    assert not found.warnings
+    assert [len(frame.ids) for frame in found.frames] == [len(frame.ids) for frame in expected.frames]
 
 
 class Sizes:

@@ -138,7 +138,7 @@ def surface_findings(settings: Settings, detector: Detector) -> list[Finding]:
     if detector.device != "cuda" or not settings.use_nvdec:
         return []
     if detector.surfaces is not None:
-        return [Finding("pictures", "ok", "what NVDEC decodes stays on the GPU")]
+        return [Finding("pictures", "ok", "what NVDEC decodes stays on the GPU, in sizes that allow it")]
     problem = surfaces_problem() or Problem("these networks take pictures from memory", "use the bundled network")
     return [Finding("pictures", "note", f"they are copied from the GPU: {problem.reason}", problem.remedy)]
 

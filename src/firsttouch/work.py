@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from .chain import GopChain, StreamChain
 from .clock import Stopwatch
 from .decode import Frame
 from .detect import Detections, Detector
+from .detect.session import OutOfDeviceMemory
 from .errors import FirsttouchError
 from .motion import Motion, follow, use_one_thread
 from .plan import FLOW_STEP, Rates, Step
@@ -343,12 +345,16 @@ class Work:
 
     def _grey(self, frame: Frame) -> Grey:
         if frame.on_device and self._detector.surfaces is not None:
-            return self._detector.surfaces.grey(frame.surfaces[0])
+            with suppress(OutOfDeviceMemory):
+                return self._detector.surfaces.grey(frame.surfaces[0])
+            frame = frame.copied()
         return frame.grey()
 
     def _inputs(self, frame: Frame) -> Any:
         if frame.on_device and self._detector.surfaces is not None:
-            return self._detector.surfaces.inputs(*frame.surfaces)
+            with suppress(OutOfDeviceMemory):
+                return self._detector.surfaces.inputs(*frame.surfaces)
+            frame = frame.copied()
         return self._detector.prepare(frame.y, frame.u, frame.v)
 
     def _look(self, looks: list[Look]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -75,8 +75,12 @@ class Frame:
 
     @property
     def on_device(self) -> bool:
-        """The planes lie in the GPU's memory: only `surfaces` gives them."""
+        """The planes lie in the GPU's memory: only `surfaces` and `copied` give them."""
         return self.picture.format.name == "cuda"
+
+    def copied(self) -> Frame:
+        """The same in the CPU's memory."""
+        return replace(self, picture=self.picture.reformat(format="nv12"))
 
     @property
     def surfaces(self) -> tuple[object, object]:
