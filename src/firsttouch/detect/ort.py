@@ -263,7 +263,14 @@ class OrtTensorRt:
         }
         command = [sys.executable, "-m", "firsttouch.detect.build", json.dumps(job)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=BUILD_SECONDS)
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=BUILD_SECONDS,
+            )
         except (OSError, subprocess.TimeoutExpired) as exc:
             raise RuntimeUnavailable(f"no TensorRT engine was built: {exc}") from exc
         if done.returncode:
