@@ -1,9 +1,10 @@
 """Every path of a GPU, checked against the CPU's answer and only then timed: one table, one plot, one line of JSON.
 
-Detector: each runtime at each batch size, boxes against ONNX Runtime fp32 on the CPU. NVDEC: frame numbers and luma
-against software. The whole: P1 (complete) and P6 (every frame), from an origin on this machine. Streams: three models
-one after the other and side by side. A path that answers otherwise is not timed, and the exit code is 1; a path that
-cannot run here is a row with the reason. Without a GPU nothing is measured, and that is all it says.
+Detector: each runtime at each batch size, boxes against ONNX Runtime fp32 on the CPU; also with its input on the GPU.
+NVDEC: frame numbers and luma against software, copied from the GPU and kept there. The whole: P1 (complete) and P6
+(every frame), from an origin on this machine. Streams: three models one after the other and side by side. Take-over:
+TensorRT that is built while CUDA serves. A path that answers otherwise is not timed, and the exit code is 1; a path
+that cannot run here is a row with the reason. Without a GPU nothing is measured, and that is all it says.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,11 +31,15 @@ from bench.reference import every_frame, labels_of
 from bench.report import console, print_report, spread, verdict
 from firsttouch.commands.engine import build_engines
 from firsttouch.decode import GopDecoder
-from firsttouch.detect import BUNDLED_MODEL, Detections, Detector
-from firsttouch.detect.native import ALL_OUTPUTS, NativeDetector, native_canvas
+from firsttouch.detect import BUNDLED_MODEL, Detections, Detector, Surfaces
+from firsttouch.detect.load import TAKES_TENSORS
+from firsttouch.detect.native import ALL_OUTPUTS, NativeDetector, NativeLayout, native_canvas
 from firsttouch.detect.ort import OrtCpu, OrtCuda, OrtTensorRt, OrtTensorRtRtx, gpu_facts
+from firsttouch.detect.planes import Canvas
 from firsttouch.detect.pytorch import Torch
 from firsttouch.detect.session import ModelFile, OpenSession, Runtime, Values
+from firsttouch.detect.surfaces import TorchSurfaces, surfaces_problem
+from firsttouch.detect.upgrade import EngineRuntime, EngineWhenBuilt, UpgradingSession
 from firsttouch.errors import FirsttouchError
 from firsttouch.evaluate import labels_of as boxes_of
 from firsttouch.index import Index, read_index
@@ -109,11 +115,13 @@ def main(arguments: list[str] | None = None) -> int:
     report, before = Report(), used_megabytes()
     clip = the_match(asked.gop)
     working = detectors(report, paths, clip, asked.batches, asked.runs)
-    nvdec(report, clip, asked.runs)
+    surfaces = TorchSurfaces(Canvas.of_size(640)) if surfaces_problem() is None else None
+    nvdec(report, clip, asked.runs, surfaces=surfaces)
     if working:
         fastest = working[0][0]
         stages: dict[str, Callable[[], None]] = {
             "three models": lambda: streams(report, fastest, asked.runs),
+            "take-over": lambda: take_over(report, clip, OrtCuda()),
             "whole": lambda: whole(report, clip, asked.runs, fastest, max(asked.batches)),
         }
         for work, measure in stages.items():
@@ -174,8 +182,41 @@ def detectors(
             goal = f">= 3000: {verdict(rate, 3000, at_most=False)}" if half_at_32 else ""
             report.add(work, path.name, rate, "frames/s", goal)
             best[path.name] = (path, max(rate, best.get(path.name, (path, 0.0))[1]))
+            kept_inputs(report, path, detector, inputs, found, runs, width, height)
             _note_memory(report)
     return sorted(best.values(), key=lambda each: -each[1])
+
+
+def kept_inputs(
+    report: Report,
+    path: Way,
+    detector: NativeDetector,
+    inputs: Sequence[NDArray[np.uint8]],
+    expected: Sequence[Detections],
+    runs: int,
+    width: int,
+    height: int,
+) -> None:
+    """The same with inputs that lie on the GPU, as NVDEC leaves them: what copying them there costs."""
+    work = f"detector, batch {detector.batch_size}, input on the GPU"
+    if detector.surfaces is None:
+        report.add(
+            work, path.name, "-", "", "not run: needs PyTorch that sees the GPU, and a runtime that takes tensors"
+        )
+        return
+    lying = [detector.surfaces.stacked([planes], 1)[0] for planes in inputs]
+
+    def look() -> list[Detections]:
+        return detector.detect(lying, range(len(lying)), width, height, pitch=True)
+
+    reason = difference(look(), expected, path.precision)
+    if reason is not None:
+        report.refuse(work, path.name, reason)
+        return
+    seconds = _timed(look, runs)
+    kept = report.body.setdefault("detector_input_on_gpu", {}).setdefault(path.name, {})
+    kept[str(detector.batch_size)] = len(lying) / seconds["p50"]
+    report.add(work, path.name, round(len(lying) / seconds["p50"], 1), "frames/s")
 
 
 def _detector(path: Way, batch: int) -> NativeDetector:
@@ -184,7 +225,8 @@ def _detector(path: Way, batch: int) -> NativeDetector:
     if problem is not None:
         raise FirsttouchError(problem.reason, hint=problem.remedy)
     model = ModelFile.read(BUNDLED_MODEL.with_suffix(path.suffix))
-    return NativeDetector(model, _opener(path), batch_size=batch)
+    on_device = path.runtime.device == "cuda" and path.runtime.name in TAKES_TENSORS
+    return NativeDetector(model, _opener(path), batch_size=batch, on_device=on_device)
 
 
 def _opener(path: Way) -> OpenSession:
@@ -220,35 +262,45 @@ def difference(found: Sequence[Detections], expected: Sequence[Detections], prec
     return None
 
 
-def nvdec(report: Report, clip: Path, runs: int, device: str = "cuda") -> None:
-    """Every frame of the clip by the chip and by software, GOPs side by side over four threads."""
+def nvdec(report: Report, clip: Path, runs: int, device: str = "cuda", surfaces: Surfaces | None = None) -> None:
+    """Every frame of the clip and its grey plane, GOPs side by side over four threads: by software, by the chip, and
+    with `surfaces` by the chip with the pictures kept on the GPU."""
     index, read = _opened(clip)
-    truth, _ = _decoded(index, read, "cpu", keep=True)
-    found, hardware = _decoded(index, read, device, keep=True)
-    if not hardware:
-        report.add("decode", "NVDEC", "-", "", "not run: software decoded instead (its warning says why)")
-        return
-    reason = _other_pictures(found, truth)
-    if reason is not None:
-        report.refuse("decode", "NVDEC", reason)
-        return
-    figures = report.body.setdefault("decode", {})
-    for name, where in (("software", "cpu"), ("NVDEC", device)):
-        seconds = _timed(lambda: _decoded(index, read, where, keep=False), runs)  # noqa: B023
-        figures[name] = seconds
-        report.add("decode", name, round(len(truth) / seconds["p50"], 1), "frames/s")
+    truth, _ = _decoded(index, read, "cpu")
+    figures: dict[str, Any] = {}
+    ways: dict[str, tuple[str, Surfaces | None]] = {"software": ("cpu", None), "NVDEC": (device, None)}
+    if surfaces is not None and surfaces.takes(index.width, index.height):
+        ways["NVDEC, kept on the GPU"] = (device, surfaces)
+    for name, (where, kept) in ways.items():
+        found, hardware = _decoded(index, read, where, kept)
+        if where != "cpu" and not hardware:
+            report.add("decode", name, "-", "", "not run: software decoded instead (its warning says why)")
+            continue
+        reason = _other_pictures(found, truth)
+        if reason is not None:
+            report.refuse("decode", name, reason)
+            continue
+        figures[name] = _timed(lambda: _decoded(index, read, where, kept), runs)  # noqa: B023
+        report.add("decode", name, round(len(truth) / figures[name]["p50"], 1), "frames/s")
+    if len(figures) > 1:  # software alone is no figure of a GPU
+        report.body["decode"] = figures
     _note_memory(report)
 
 
 def _decoded(
-    index: Index, read: Callable[[ByteRange], bytes], device: str, *, keep: bool
+    index: Index, read: Callable[[ByteRange], bytes], device: str, surfaces: Surfaces | None = None
 ) -> tuple[dict[int, NDArray[np.uint8]], bool]:
-    """Grey planes by frame number (empty ones unless kept), and whether the chip decoded all of them."""
+    """Grey planes by frame number, and whether the chip decoded all of them and left them where `surfaces` wants."""
 
     def gop(key: int) -> tuple[dict[int, NDArray[np.uint8]], bool]:
-        decoder = GopDecoder(index, read, index.gop_rows(key), device=device)
-        nothing = np.zeros(0, np.uint8)
-        return {f.frame_number: f.grey() if keep else nothing for f in decoder.frames()}, decoder.hardware
+        decoder = GopDecoder(index, read, index.gop_rows(key), device=device, keep_on_device=surfaces is not None)
+        greys, kept = {}, True
+        for frame in decoder.frames():
+            if surfaces is not None and frame.on_device:
+                greys[frame.frame_number] = surfaces.grey(frame.surfaces[0])
+            else:
+                greys[frame.frame_number], kept = frame.grey(), surfaces is None
+        return greys, decoder.hardware and kept
 
     with ThreadPoolExecutor(4) as pool:
         parts = list(pool.map(gop, map(int, index.key_rows)))
@@ -290,6 +342,39 @@ def streams(report: Report, path: Way, runs: int, models: int = 3) -> None:
     goal = f"{ratio} times, >= 1.3: {verdict(ratio, 1.3, at_most=False)}"
     report.add("three models", f"{path.name}, three streams", beside["p50"] * 1000, "ms", goal)
     _note_memory(report)
+
+
+def take_over(report: Report, clip: Path, meanwhile: Runtime, engine: EngineRuntime | None = None) -> None:
+    """TENSORRT=1 with nothing built: seconds until the engine serves, and the longest look until then."""
+    with TemporaryDirectory() as folder:
+        engine = engine or OrtTensorRt(Path(folder))
+        problem = engine.problem("fp16")
+        if problem is not None:
+            raise FirsttouchError(problem.reason, hint=problem.remedy)
+        model = ModelFile.read(BUNDLED_MODEL)
+        reference = NativeDetector(model, _opener(Way("CPU", OrtCpu(), "fp32")))
+        inputs, width, height = _inputs(clip, reference)
+        expected = reference.detect(inputs, range(len(inputs)), width, height, pitch=True)
+        upgrading = EngineWhenBuilt(engine, meanwhile, NativeLayout(None))
+        detector = NativeDetector(model, lambda m, o, s: upgrading.open(m, o, s, "fp16"))
+        session, _ = detector.opened(pitch=True)
+        assert isinstance(session, UpgradingSession)
+        before, worker, looks = session.runtime, session.begin(), []
+        began = time.perf_counter()
+        while worker is not None and worker.is_alive():
+            started = time.perf_counter()
+            detector.detect(inputs[:1], [0], width, height, pitch=True)
+            looks.append(time.perf_counter() - started)
+        seconds = time.perf_counter() - began
+        found = detector.detect(inputs, range(len(inputs)), width, height, pitch=True)
+    name = f"{engine.name} while {before} serves"
+    if session.runtime == before:
+        report.add("take-over", name, "-", "", "not taken: its warning says why")
+    elif (reason := difference(found, expected, "fp16")) is not None:
+        report.refuse("take-over", name, reason)
+    else:
+        report.body["take_over"] = {"seconds": seconds, "looks": len(looks), "longest_look": max(looks)}
+        report.add("take-over", name, round(seconds, 1), "s", f"{len(looks)} looks, {max(looks) * 1000:.0f} ms at most")
 
 
 def whole(report: Report, clip: Path, runs: int, path: Way, batch: int) -> None:

@@ -19,6 +19,7 @@ class NumberReader:
     """One player whose left edge is at 3 times the number in the picture; `slow` seconds a frame, `saw` what it saw."""
 
     name, device, runtime, precision, batch_size = "number reader", "cpu", "none", "none", 1
+    surfaces = None
 
     def __init__(self, gate: threading.Event | None = None) -> None:
         self.saw: list[int] = []

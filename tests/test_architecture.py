@@ -15,7 +15,7 @@ DOORS = {
     "cv2": {"decode.frame", "detect.planes", "detect.yolo", "motion", "pitch", "score", "subnet", "video"},
     "onnxruntime": {"detect.ort", "subnet"},
     "openvino": {"detect.openvino"},
-    "torch": {"detect.pytorch", "detect.torchgraph"},
+    "torch": {"detect.pytorch", "detect.surfaces", "detect.torchgraph"},
     "onnx": {"detect.torchgraph"},
     "ray": set(),
     "fastapi": {"server.app", "server.problems"},

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_detect_upgrade import Fake
 
 from bench import gpu, reference
 from bench.gpu import Report, Way
+from firsttouch.decode import Frame
 from firsttouch.detect import BUNDLED_MODEL, Detections
 from firsttouch.detect.ort import OrtCpu
 from firsttouch.detect.session import Problem
+from firsttouch.detect.upgrade import UpgradingSession
 from train.render import write_clip
 
 needs_model = pytest.mark.skipif(not BUNDLED_MODEL.is_file(), reason="the bundled model is not there")
@@ -132,6 +135,51 @@ def test_frames_of_the_chip_are_compared_before_they_are_timed(clip, monkeypatch
     assert "decode" not in wrong.body
     assert len(wrong.wrong) == 1
     assert "frame numbers are not the same" in wrong.wrong[0]
+
+
+def test_pictures_kept_on_the_gpu_are_a_way_of_their_own(clip, monkeypatch):
+    class Chip(gpu.GopDecoder):
+        def __init__(self, *given, device, keep_on_device=False, **more):
+            super().__init__(*given, **more)
+            self.hardware = device == "chip"
+            kept.append(keep_on_device)
+
+    class Kept:
+        """The planes never left the CPU: `surfaces` is the frame itself."""
+
+        error = 0
+
+        def takes(self, width, height):
+            return (width, height) == (1280, 720)
+
+        def grey(self, frame):
+            return frame.grey() + self.error
+
+    kept = []
+    monkeypatch.setattr(gpu, "GopDecoder", Chip)
+    monkeypatch.setattr(Frame, "on_device", True)
+    monkeypatch.setattr(Frame, "surfaces", property(lambda self: (self, None)))
+    right, wrong, surfaces = Report(), Report(), Kept()
+    gpu.nvdec(right, clip, 1, device="chip", surfaces=surfaces)
+    assert set(right.body["decode"]) == {"software", "NVDEC", "NVDEC, kept on the GPU"}
+    assert set(kept) == {True, False}
+    Kept.error = 20
+    gpu.nvdec(wrong, clip, 1, device="chip", surfaces=surfaces)
+    assert set(wrong.body["decode"]) == {"software", "NVDEC"}
+    assert "kept on the GPU: frame" in wrong.wrong[0]
+
+
+@needs_model
+@pytest.mark.parametrize(("moved", "taken"), [(0.0, True), (40.0, False)], ids=["the same", "other boxes"])
+def test_a_take_over_is_timed_where_the_engine_answers_rightly(clip, monkeypatch, moved, taken):
+    monkeypatch.setattr(UpgradingSession.__init__, "__defaults__", (0.0,))
+    engine, report = Fake("tensorrt", moved=moved), Report()
+    engine.may_build.set()
+    gpu.take_over(report, clip, Fake("onnxruntime"), engine)
+    assert report.rows[0][1] == "tensorrt while onnxruntime serves"
+    assert ("take_over" in report.body) == taken
+    assert taken or "not taken" in report.rows[0][4]
+    assert not report.wrong
 
 
 def test_another_picture_under_the_right_number_is_found():

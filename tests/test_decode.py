@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -13,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from av.codec.hwaccel import HWAccel
+from av.video.reformatter import ColorRange
 from clips import FRAGMENTED, RECIPES, SHARED_CLIPS, Recipe, boxes, make_clip, number_in, picture, remux
 
 from firsttouch.clock import Deadline
 from firsttouch.decode import Frame, GopDecoder, StreamDecoder, decode_stream, grey_factor, is_reference
+from firsttouch.decode.frame import Converter
 from firsttouch.errors import DeadlineExceeded, DecodeFailed, IndexInvalid, NotAVideo
 from firsttouch.index import Index, read_index
 from firsttouch.sparse import SparseBytes
@@ -440,6 +443,22 @@ def test_without_a_driver_cuda_decodes_in_software_and_warns_once(
     assert "Using NVDEC" not in lines.text
 
 
+def test_a_picture_on_the_gpu_stays_there_only_as_what_we_work_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_gpu(form: str, **more: int) -> SimpleNamespace:
+        named = {"format": SimpleNamespace(name="cuda"), "sw_format": SimpleNamespace(name=form)}
+        return SimpleNamespace(**{**named, "width": 64, "height": 36, "color_range": 1, **more})
+
+    class Copying:
+        def reformat(self, picture: object, *_: object, **__: object) -> str:
+            return "copied"
+
+    monkeypatch.setattr("firsttouch.decode.frame.VideoReformatter", Copying)
+    convert = Converter(64, 36)
+    assert convert(stays := on_gpu("nv12")) is stays
+    for other in (on_gpu("p010le"), on_gpu("nv12", width=32), on_gpu("nv12", color_range=ColorRange.JPEG)):
+        assert convert(other) == "copied"
+
+
 def test_cpu_never_asks_for_the_chip(folder: Path, lines: pytest.LogCaptureFixture) -> None:
     sparse, index = opened(make_clip(RECIPES["moov_last"], folder))
     assert not GopDecoder(index, sparse.read, range(20)).hardware
@@ -469,7 +488,7 @@ def test_a_chip_that_decodes_is_reported_once_and_gives_the_same_planes(
     folder: Path, lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sparse, index = opened(make_clip(RECIPES["pyramid"], folder))
-    monkeypatch.setattr("firsttouch.decode.gop._open_nvdec", lambda index, options: Chip(index))
+    monkeypatch.setattr("firsttouch.decode.gop._open_nvdec", lambda index, *_: Chip(index))
     soft = list(GopDecoder(index, sparse.read, range(20)).frames())
     for _ in range(2):
         decoder = GopDecoder(index, sparse.read, range(20), device="cuda")
@@ -489,7 +508,7 @@ def test_a_chip_that_refuses_the_clip_is_replaced_by_software_from_the_first_row
     chip: dict[str, bool | int], folder: Path, lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sparse, index = opened(make_clip(RECIPES["moov_last"], folder))
-    monkeypatch.setattr("firsttouch.decode.gop._open_nvdec", lambda index, options: Chip(index, **chip))
+    monkeypatch.setattr("firsttouch.decode.gop._open_nvdec", lambda index, *_: Chip(index, **chip))
     decoder = GopDecoder(index, sparse.read, range(20), device="cuda")
     assert [f.frame_number for f in decoder.frames()] == list(range(20))
     assert not decoder.hardware

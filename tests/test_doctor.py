@@ -139,6 +139,15 @@ def test_why_not_the_better_device(wish: str, device: str, gpu: bool, packages: 
     assert bool(finding.change) == (state == "wrong")
 
 
+def test_an_engine_that_is_not_built_yet_is_noted() -> None:
+    settings = Settings(device="cuda", tensorrt=True)
+    [meanwhile] = machine_findings(settings, "cuda", "onnxruntime", True, {"onnxruntime-gpu": "1"})
+    assert (meanwhile.state, meanwhile.change) == ("note", "firsttouch engine build")
+    assert "no TensorRT engine runs yet, it is built beside what runs" in meanwhile.evidence
+    [built] = machine_findings(settings, "cuda", "tensorrt", True, {"onnxruntime-gpu": "1"})
+    assert built.state == "ok"
+
+
 def test_a_busy_machine_is_noted() -> None:
     assert load_findings(6.0, 2)[0].state == "note"
     assert load_findings(0.5, 2)[0].state == "ok"

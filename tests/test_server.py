@@ -29,6 +29,7 @@ from firsttouch.errors import SettingsError
 from firsttouch.logs import JsonLines
 from firsttouch.metagraph import Metagraph
 from firsttouch.server import create_app, writing
+from firsttouch.server.metrics import Metrics
 from firsttouch.server.service import Service
 from firsttouch.server.writing import accepts_gzip, coarse_to_fine
 from firsttouch.settings import Settings
@@ -467,6 +468,14 @@ def test_the_private_track_is_told_that_there_is_no_action_model(client: httpx.C
 
 
 # --- operations
+
+
+def test_metrics_name_only_what_runs_now() -> None:
+    metrics = Metrics()
+    for runtime in ("onnxruntime fp16 on cuda", "tensorrt fp16 on cuda"):  # an engine took over
+        metrics.analyzed(engine_standin.analysis("u", [], runtime=runtime))
+    told = [line for line in metrics.text().decode().splitlines() if line.startswith("firsttouch_runtime{")]
+    assert told == ['firsttouch_runtime{runtime="tensorrt fp16 on cuda"} 1.0']
 
 
 def test_health_readiness_and_metrics() -> None:

@@ -10,6 +10,7 @@ from typing import BinaryIO, cast
 
 from .clock import Deadline
 from .decode import Frame, GopDecoder, StreamDecoder, Streamed
+from .detect import Surfaces
 from .errors import DeadlineExceeded
 from .index import Index
 from .plan import Rates, Step, decode_stop
@@ -26,10 +27,18 @@ class GopChain:
     """The samples of a step of the plan, from a key frame on. `move_end` moves its end while it runs."""
 
     def __init__(
-        self, index: Index, sparse: SparseBytes, step: Step, rates: Rates, *, skip_disposable: bool, device: str = "cpu"
+        self,
+        index: Index,
+        sparse: SparseBytes,
+        step: Step,
+        rates: Rates,
+        *,
+        skip_disposable: bool,
+        device: str = "cpu",
+        surfaces: Surfaces | None = None,
     ) -> None:
         self._index, self._sparse, self._rates = index, sparse, rates
-        self._skip, self._device = skip_disposable, device
+        self._skip, self._device, self._surfaces = skip_disposable, device, surfaces
         self._decoder: GopDecoder | None = None
         self._next = step.first_row
         self._end = step.end_row
@@ -70,7 +79,12 @@ class GopChain:
         if self._decoder is None:
             rows = range(self.rows.start, decode_stop(self._index, self._end))
             self._decoder = GopDecoder(
-                self._index, self._sparse.read, rows, skip_nonref=self._skip, device=self._device
+                self._index,
+                self._sparse.read,
+                rows,
+                skip_nonref=self._skip,
+                device=self._device,
+                keep_on_device=self._keeps(),
             )
         until = self._next
         while until < min(self._next + QUANTUM_ROWS, self._stop) and self._sparse.has(self._index.byte_range(until)):
@@ -81,6 +95,12 @@ class GopChain:
             self._decoder.cut(self._stop)
             yield from self._decoder.frames()
             self._finished = True
+
+    def _keeps(self) -> bool:
+        """Whether pictures of this clip can be worked on where NVDEC leaves them."""
+        if self._device != "cuda" or self._surfaces is None or self._index.rotation:
+            return False
+        return self._surfaces.takes(self._index.width, self._index.height)
 
     def close(self) -> None:
         self._finished = True

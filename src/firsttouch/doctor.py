@@ -21,6 +21,8 @@ import numpy as np
 from firsttouch.boxes import Box
 from firsttouch.clock import Deadline
 from firsttouch.detect import Detector
+from firsttouch.detect.session import Problem
+from firsttouch.detect.surfaces import surfaces_problem
 from firsttouch.download import find_moov
 from firsttouch.errors import FirsttouchError, IndexNotFound
 from firsttouch.index import Index
@@ -69,6 +71,7 @@ def examine(name: str | None, settings: Settings) -> list[Finding]:
         return [*findings, Finding("networks", "wrong", f"{error.name}: {error}", error.hint)]
     findings += load_findings(os.getloadavg()[0], os.cpu_count() or 1)
     findings += machine_findings(settings, detector.device, detector.runtime, has_gpu(), installed_runtimes())
+    findings += surface_findings(settings, detector)
     if name is not None:
         findings += asyncio.run(examine_source(name, settings, detector))
     return findings
@@ -121,8 +124,23 @@ def machine_findings(
     if gpu and device == "cpu" and settings.device == "auto":
         change = "pip install onnxruntime-gpu in place of onnxruntime"
         return [Finding("networks", "wrong", f"there is a GPU that is not used: {evidence}", change)]
+    if settings.tensorrt and runtime != "tensorrt":
+        why = "it is built beside what runs, and takes over" if device == "cuda" else "it needs the GPU"
+        return [
+            Finding("networks", "note", f"no TensorRT engine runs yet, {why}: {evidence}", "firsttouch engine build")
+        ]
     reason = "" if gpu or device != "cpu" else "; no GPU here"
     return [Finding("networks", "ok", evidence + reason)]
+
+
+def surface_findings(settings: Settings, detector: Detector) -> list[Finding]:
+    """Whether what NVDEC decodes stays on the GPU; nothing where no GPU is used."""
+    if detector.device != "cuda" or not settings.use_nvdec:
+        return []
+    if detector.surfaces is not None:
+        return [Finding("pictures", "ok", "what NVDEC decodes stays on the GPU, in sizes that allow it")]
+    problem = surfaces_problem() or Problem("these networks take pictures from memory", "use the bundled network")
+    return [Finding("pictures", "note", f"they are copied from the GPU: {problem.reason}", problem.remedy)]
 
 
 async def examine_source(name: str, settings: Settings, detector: Detector) -> list[Finding]:

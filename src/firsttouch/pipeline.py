@@ -501,7 +501,13 @@ class _Run:
         for step in plan.steps:
             if step.first_row not in begun:
                 chain = GopChain(
-                    clip.index, clip.sparse, step, self.rates, skip_disposable=plan.skip_disposable, device=device
+                    clip.index,
+                    clip.sparse,
+                    step,
+                    self.rates,
+                    skip_disposable=plan.skip_disposable,
+                    device=device,
+                    surfaces=self.detector.surfaces,
                 )
                 self.work.add(chain, step.look_at[:1] if every else step.look_at, every=every)
         self.work.seal()

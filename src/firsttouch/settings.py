@@ -121,7 +121,7 @@ class Settings(BaseSettings):
     precision: Annotated[Literal["auto", "fp32", "int8", "bf16", "fp16"], BeforeValidator(_lower)] = setting(
         "auto", "of the model; auto takes the fastest that works here, by a short test"
     )
-    tensorrt: bool = setting(False, "run TensorRT FP16 engines, built once and kept in CACHE_DIR")
+    tensorrt: bool = setting(False, "run TensorRT FP16 engines, built once and kept in CACHE_DIR; CUDA until then")
     cache_dir: Path = setting(Path("~/.cache/firsttouch"), "engines, timings and the metagraph are kept here")
 
     # The service

@@ -14,7 +14,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,7 @@ from .chain import GopChain, StreamChain
 from .clock import Stopwatch
 from .decode import Frame
 from .detect import Detections, Detector
+from .detect.session import OutOfDeviceMemory
 from .errors import FirsttouchError
 from .motion import Motion, follow, use_one_thread
 from .plan import FLOW_STEP, Rates, Step
@@ -41,7 +44,8 @@ class Look:
     width: int
     height: int
     grey: Grey | None
-    inputs: npt.NDArray[np.uint8] | None
+    inputs: Any
+    """What `Detector.detect` takes, until it has been looked at."""
     detections: Detections | None = None
     after: list[tuple[int, Grey]] = field(default_factory=list)
 
@@ -314,7 +318,7 @@ class Work:
             return
         chain.last = frame if chain.targets else None
         if self._motion and chain.looks and frame.frame_number - chain.looks[-1].newest >= FLOW_STEP:
-            grey = frame.grey()
+            grey = self._grey(frame)
             with self._wake:
                 chain.looks[-1].after.append((frame.frame_number, grey))
                 self._greys += 1
@@ -325,10 +329,9 @@ class Work:
         if chain.every is not None:
             chain.targets.append(frame.frame_number + chain.every)
         chain.last = None
-        height, width = frame.y.shape
-        grey = frame.grey() if self._motion else None
-        inputs = self._detector.prepare(frame.y, frame.u, frame.v)
-        look = Look(frame.frame_number, width, height, grey, inputs)
+        width, height = frame.size
+        grey = self._grey(frame) if self._motion else None
+        look = Look(frame.frame_number, width, height, grey, self._inputs(frame))
         with self._wake:
             self._size = (width, height)
             self.hardware = self.hardware or chain.decoding.hardware
@@ -339,6 +342,20 @@ class Work:
             chain.looks.append(look)
             self._to_detect.append(look)
             self._wake.notify_all()
+
+    def _grey(self, frame: Frame) -> Grey:
+        if frame.on_device and self._detector.surfaces is not None:
+            with suppress(OutOfDeviceMemory):
+                return self._detector.surfaces.grey(frame.surfaces[0])
+            frame = frame.copied()
+        return frame.grey()
+
+    def _inputs(self, frame: Frame) -> Any:
+        if frame.on_device and self._detector.surfaces is not None:
+            with suppress(OutOfDeviceMemory):
+                return self._detector.surfaces.inputs(*frame.surfaces)
+            frame = frame.copied()
+        return self._detector.prepare(frame.y, frame.u, frame.v)
 
     def _look(self, looks: list[Look]) -> None:
         with self._watch.stage("detect"):

@@ -25,6 +25,9 @@ logger = logging.getLogger("firsttouch.decode")
 MAX_REORDER_DEPTH = 15
 """What FFmpeg itself assumes of an H.264 stream that does not say."""
 
+FRAMES_HELD = 4
+"""Pictures that a reader may hold besides those of one flush: the one it works on, the last one, and two to spare."""
+
 
 class GopDecoder:
     """Decodes one run of rows that starts at a key frame, in this thread only.
@@ -35,7 +38,8 @@ class GopDecoder:
 
     skip_nonref leaves out frames no other needs; skip_loop_filter leaves out deblocking (pictures differ).
     device="cuda" asks for NVDEC; where it cannot be had, at once or for this clip, software decodes instead, with
-    one warning, and `hardware` stays False. (The hardware path itself has not been verified on hardware.)
+    one warning, and `hardware` stays False. keep_on_device leaves its pictures in the GPU's memory (`Frame.on_device`);
+    each holds one of the decoder's few surfaces until it is dropped. (Neither has been verified on hardware.)
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class GopDecoder:
         skip_nonref: bool = False,
         skip_loop_filter: bool = False,
         device: str = "cpu",
+        keep_on_device: bool = False,
     ) -> None:
         if not rows or not index.is_keyframe[rows[0]]:
             raise ValueError(f"a run of rows must start at a key frame, got {rows}")
@@ -63,7 +68,7 @@ class GopDecoder:
         self._options = {"max_pixels": str(MAX_PIXELS)}
         if skip_loop_filter:
             self._options["skip_loop_filter"] = "all"
-        context = _open_nvdec(index, self._options) if device == "cuda" else None
+        context = _open_nvdec(index, self._options, keep_on_device) if device == "cuda" else None
         self._on_trial = context is not None
         self._context: VideoCodecContext | None = context or _open_software(index, self._options)
 
@@ -127,7 +132,8 @@ class GopDecoder:
             return
         if self._on_trial and pictures:
             self._on_trial, self.hardware = False, True
-            _say_once(logging.INFO, "Using NVDEC")
+            stays = pictures[0].format.name == "cuda"
+            _say_once(logging.INFO, "Using NVDEC, pictures stay on the GPU" if stays else "Using NVDEC")
         elif self._on_trial and packet is None:
             self._fall_back("no picture came")
             return
@@ -197,17 +203,20 @@ def _open_software(index: Index, options: dict[str, str]) -> VideoCodecContext:
         raise DecodeFailed(f"no decoder for {index.codec}: {exc}") from exc
 
 
-def _open_nvdec(index: Index, options: dict[str, str]) -> VideoCodecContext | None:
+def _open_nvdec(index: Index, options: dict[str, str], keep_on_device: bool) -> VideoCodecContext | None:
     """A decoder on the GPU; None, and one warning, where there is none.
 
     Without a driver PyAV raises even where a fall-back is allowed; for a codec it has no hardware for, it gives a
     software decoder without a word.
     """
     try:
-        accelerator = HWAccel("cuda", allow_software_fallback=False, options={"primary_ctx": "1"})
+        accelerator = HWAccel(
+            "cuda", allow_software_fallback=False, options={"primary_ctx": "1"}, is_hw_owned=keep_on_device
+        )
         context = av.CodecContext.create(index.codec, "r", hwaccel=accelerator)
         if context.is_hwaccel:
-            return _opened(context, index, options)
+            held = {"extra_hw_frames": str(index.reorder_depth + FRAMES_HELD)} if keep_on_device else {}
+            return _opened(context, index, options | held)
         reason = f"it has no decoder for {index.codec}"
     except (av.FFmpegError, NotImplementedError, RuntimeError, ValueError) as exc:
         reason = str(exc)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from firsttouch.detect.session import (
     Session,
     milliseconds_per_run,
 )
+from firsttouch.detect.upgrade import EngineWhenBuilt, Layout, UpgradingSession
 from firsttouch.detect.wish import Wish
 from firsttouch.errors import ModelMismatch, ModelNotFound, RuntimeUnavailable
 
@@ -29,9 +30,6 @@ log = logging.getLogger(__name__)
 _MAKES_HALF = ("tensorrt", "torch")
 """Runtimes that make FP16 of the fp32 file themselves."""
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "asimddp", "i8mm"})
-
-Layout = Callable[[ModelFile], tuple[tuple[str, ...], tuple[int, ...]]]
-"""What to ask of a model: the outputs, and the input's shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +47,28 @@ class Choice:
     tested_for: tuple[tuple[str, ...], tuple[int, ...]] | None = None
 
     def open(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...]) -> Session:
+        """Opened to be used: an engine that is not built yet begins to be."""
         if self.tested is not None and self.tested_for == (outputs, shape):
-            return self.tested
-        return self.runtime.open(model, outputs, shape, self.precision)
+            session = self.tested
+        else:
+            session = self.runtime.open(model, outputs, shape, self.precision)
+        if isinstance(session, UpgradingSession):
+            session.begin()
+        return session
 
 
 @functools.cache
 def choose(path: Path, wish: Wish, layout: Layout) -> Choice:
     """The choice for this process: tried, tested and, where a wish cannot be met, warned about once."""
-    return choose_among(runtimes_for(wish), path, wish, layout)
+    return choose_among(serving_at_once(runtimes_for(wish), layout), path, wish, layout)
+
+
+def serving_at_once(runtimes: Sequence[Runtime], layout: Layout) -> list[Runtime]:
+    """The same, with TensorRT, where it can be had, in the place of CUDA, which serves until an engine is built."""
+    for runtime in runtimes:
+        if isinstance(runtime, OrtTensorRt) and runtime.problem("fp16") is None:
+            return [EngineWhenBuilt(runtime, OrtCuda(), layout), *(r for r in runtimes if r.device != "cuda")]
+    return list(runtimes)
 
 
 def runtimes_for(wish: Wish) -> list[Runtime]:
@@ -146,14 +157,15 @@ def _fastest(working: Sequence[Choice], layout: Layout, problems: list[tuple[Run
                 raise
             problems.append((choice.runtime, Problem(str(exc), exc.hint)))
     for choice in timed:
-        log.info("%s %s: %.1f ms", choice.runtime.name, choice.precision, choice.milliseconds)
+        assert choice.tested is not None
+        log.info("%s %s: %.1f ms", choice.tested.runtime, choice.tested.precision, choice.milliseconds)
     return min(timed, key=lambda choice: choice.milliseconds or 0.0, default=None)
 
 
 def _timed(choice: Choice, layout: Layout) -> Choice:
     model = ModelFile.read(choice.file)
     outputs, shape = layout(model)
-    session = choice.open(model, outputs, shape)
+    session = choice.runtime.open(model, outputs, shape, choice.precision)
     values = np.zeros(shape, model.facts.inputs[0].element_type)
     milliseconds = milliseconds_per_run(session, values, runs=2)
     return Choice(choice.runtime, choice.file, choice.precision, milliseconds, session, (outputs, shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,19 @@ class Detections:
         )
 
 
+class Surfaces(Protocol):
+    """Makes what a detector and flow want of pictures in the device's memory, there: the same as from planes."""
+
+    def takes(self, width: int, height: int) -> bool:
+        """Whether it does so for pictures of this size."""
+
+    def inputs(self, luma: object, chroma: object) -> Any:
+        """What `Detector.prepare` gives, on the device; of DLPack capsules of Y (H, W) and UV (H / 2, W / 2, 2)."""
+
+    def grey(self, luma: object) -> Plane:
+        """What `Frame.grey` gives, in the CPU's memory."""
+
+
 class Detector(Protocol):
     """Frames in, `Detections` out. Two threads may call `detect` at the same time.
 
@@ -91,6 +104,10 @@ class Detector(Protocol):
     def batch_size(self) -> int:
         """Frames that are best given to one `detect` call."""
 
+    @property
+    def surfaces(self) -> Surfaces | None:
+        """What takes pictures that stay on the device; None where there is no such way."""
+
     def prepare(self, y: Plane, u: Plane, v: Plane, out: Plane | None = None) -> Plane:
         """Model input made from the planes of one 4:2:0 picture: y (H, W), u and v (H/2, W/2).
 
@@ -101,7 +118,7 @@ class Detector(Protocol):
     def detect(
         self, inputs: Sequence[Plane], frame_numbers: Sequence[int], width: int, height: int, *, pitch: bool
     ) -> list[Detections]:
-        """One `Detections` per input. `width` and `height` are those of the source picture.
+        """One `Detections` per input, made by `prepare` or `surfaces`. `width` and `height` are the source picture's.
 
         `pitch=False` does not run what finds key points.
         """

@@ -16,6 +16,9 @@ from firsttouch.errors import ModelMismatch
 
 BUNDLED_MODEL = Path(__file__).parent.parent / "weights" / "firsttouch.onnx"
 
+TAKES_TENSORS = ("onnxruntime", "tensorrt", "torch")
+"""Runtimes whose sessions on CUDA take an input that lies there already."""
+
 
 def load_detector(
     *,
@@ -59,13 +62,15 @@ def _native(
     from firsttouch.detect.choose import choose
 
     choice = choose(path, wish, NativeLayout(img_size))
+    on_gpu = choice.runtime.device == "cuda"
     return NativeDetector(
         ModelFile.read(choice.file),
         choice.open,
         img_size=img_size,
-        batch_size=batch_size if choice.runtime.device == "cuda" else 1,
+        batch_size=batch_size if on_gpu else 1,
         confidence=confidence,
         max_detections=max_detections,
+        on_device=on_gpu and choice.runtime.name in TAKES_TENSORS,
     )
 
 

@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from firsttouch.detect.roles import METADATA_KEY, Roles
 from firsttouch.detect.session import ModelFile, OpenSession, OutOfDeviceMemory, Session, Values
 from firsttouch.errors import ModelMismatch
 
+if TYPE_CHECKING:
+    from firsttouch.detect.surfaces import TorchSurfaces
+
 log = logging.getLogger(__name__)
 
 LAYOUT_KEY = "firsttouch"
@@ -27,6 +30,7 @@ LAYOUT = 1
 BOX_OUTPUTS = ("boxes", "scores")
 ALL_OUTPUTS = ("boxes", "scores", "keypoints")
 
+POINT_BOX = 16
 KEYPOINT_CONFIDENCE = 0.3
 """Below it a pitch point counts as not seen."""
 
@@ -44,11 +48,21 @@ class NativeLayout:
     def __call__(self, model: ModelFile) -> tuple[tuple[str, ...], tuple[int, ...]]:
         return ALL_OUTPUTS, (1, *native_canvas(model, self.img_size).shape)
 
+    def boxes(self, model: ModelFile, outputs: Sequence[Values], confidence: float) -> list[Array]:
+        """For each picture the boxes (N, 4) at least this sure; a key point counts as one of `POINT_BOX` pixels."""
+        found = [boxes[scores.max(axis=1) >= confidence] for boxes, scores in zip(*outputs[:2], strict=True)]
+        if len(outputs) == len(BOX_OUTPUTS):
+            return found
+        points = [picture[picture[:, 2] >= confidence][:, :2] for picture in outputs[2]]
+        half = POINT_BOX / 2
+        return [np.concatenate([b, np.hstack([p - half, p + half])]) for b, p in zip(found, points, strict=True)]
+
 
 class NativeDetector:
     """Runs a model of the native layout; boxes alone and boxes with key points are two sessions.
 
-    The session for boxes alone is opened when it is first needed: opening costs tens of milliseconds.
+    The session for boxes alone is opened when it is first needed: opening costs tens of milliseconds. `on_device`: its
+    sessions take tensors of the GPU, so pictures that are decoded there need not leave it.
     """
 
     def __init__(
@@ -60,8 +74,10 @@ class NativeDetector:
         batch_size: int = 1,
         confidence: float = 0.25,
         max_detections: int = 100,
+        on_device: bool = False,
     ) -> None:
         self.canvas = native_canvas(model, img_size)
+        self.surfaces = _surfaces(self.canvas) if on_device else None
         self.batch_size = batch_size
         self.name = model.path.stem
         self._model = model
@@ -110,7 +126,7 @@ class NativeDetector:
                 boxes, points = outputs[0][row], outputs[2][row] if pitch else None
                 scores = outputs[1][row]
                 if self._roles is not None:
-                    scores = self._roles.refined(inputs[start + row], boxes, scores, points)
+                    scores = self._roles.refined(self._at_hand(inputs[start + row]), boxes, scores, points)
                 found.append(self._to_source(frame_numbers[start + row], boxes, scores, points, width, height))
         return found
 
@@ -134,14 +150,20 @@ class NativeDetector:
             self._sessions.clear()
             log.warning("out of memory with %d frames in a batch: going on with %d", size, size // 2)
 
-    def _stacked(self, batch: Sequence[Plane], size: int) -> Plane:
+    def _stacked(self, batch: Sequence[Any], size: int) -> Any:
         """Inputs as one array of the fixed batch size; a short last batch is filled up with zeros."""
         if size == 1:
             return batch[0][None]
+        if self.surfaces is not None and not all(isinstance(planes, np.ndarray) for planes in batch):
+            return self.surfaces.stacked(batch, size)
         stacked = np.zeros((size, *self.canvas.shape), np.uint8)
         for row, planes in enumerate(batch):
             stacked[row] = planes
         return stacked
+
+    def _at_hand(self, planes: Any) -> Plane:
+        """The planes of an input, wherever it lies."""
+        return planes if self.surfaces is None or isinstance(planes, np.ndarray) else self.surfaces.copied(planes)
 
     def _to_source(
         self, number: int, boxes: Array, scores: Array, keypoints: Array | None, width: int, height: int
@@ -153,6 +175,17 @@ class NativeDetector:
         if keypoints is not None:
             points = seen_points(keypoints * np.array((*factors, 1), np.float32), width, height)
         return Detections(number, xyxy[kept], scores[keep][kept].astype(np.float32), points)
+
+
+def _surfaces(canvas: Canvas) -> TorchSurfaces | None:
+    """PyTorch is imported only where pictures can stay on the device, and takes a second."""
+    from firsttouch.detect.surfaces import TorchSurfaces, surfaces_problem
+
+    problem = surfaces_problem()
+    if problem is None:
+        return TorchSurfaces(canvas)
+    log.info("decoded pictures are copied from the GPU: %s. To keep them there: %s", problem.reason, problem.remedy)
+    return None
 
 
 def clipped(xyxy: Array, width: int, height: int) -> tuple[Array, NDArray[np.bool_]]:

@@ -8,15 +8,19 @@ fall-back are tested with fakes.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import importlib
 import importlib.util
 import json
 import platform
+import shutil
 import subprocess
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +30,7 @@ import numpy as np
 import onnxruntime
 
 from firsttouch.detect.session import ModelFile, OutOfDeviceMemory, Problem, Session, Values
+from firsttouch.detect.surfaces import copy_into
 from firsttouch.errors import ModelMismatch, RuntimeUnavailable
 
 DEVICE_OF_PROVIDER = {
@@ -41,6 +46,8 @@ GPU_WHEEL_REMEDY = (
 )
 
 RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
+BUILD_SECONDS = 1800.0
+"""A build that takes longer is given up."""
 _NO_DRIVER = Problem("no NVIDIA driver answers (nvidia-smi)", "install the driver, or set DEVICE=cpu")
 
 
@@ -73,7 +80,8 @@ class OrtSession:
 class DeviceSession(OrtSession):
     """A model on a GPU: input and outputs live there, at fixed addresses, so that a CUDA graph can be replayed.
 
-    One run at a time: the addresses are shared. Not verified on hardware (tested with `memory="cpu"`).
+    A tensor that lies on the device is copied there. One run at a time: the addresses are shared. Not verified on
+    hardware (tested with `memory="cpu"`).
     """
 
     def __init__(
@@ -107,7 +115,10 @@ class DeviceSession(OrtSession):
     def run(self, values: Values) -> list[Values]:
         with self._lock:
             try:
-                self._on_device.update_inplace(values)
+                if isinstance(values, np.ndarray):
+                    self._on_device.update_inplace(values)
+                else:
+                    copy_into(self._on_device, values)
                 self._session.run_with_iobinding(self._binding)
                 found = dict(zip(self._session_outputs(), self._binding.copy_outputs_to_cpu(), strict=True))
             except Exception as exc:
@@ -188,7 +199,8 @@ class OrtCuda:
 class OrtTensorRt:
     """TensorRT FP16 with engine and timing cache in `cache_dir`. Not verified on hardware.
 
-    Building an engine takes minutes, so only `build=True` does it; otherwise one must be there.
+    Building an engine takes minutes, so only `build=True` does it; otherwise one must be there. It is built beside its
+    place and moved there whole: who is killed on the way leaves nothing that looks like an engine.
     """
 
     cache_dir: Path
@@ -200,13 +212,31 @@ class OrtTensorRt:
         return _no_gpu("TensorrtExecutionProvider") or _not_on_gpu(precision)
 
     def open(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str) -> Session:
-        if not self.build and not self.has_engine(model, outputs, shape, precision):
+        """Raises RuntimeUnavailable when no engine is built, or TensorRT takes no part of the model."""
+        folder = engine_folder(self.cache_dir, model, outputs, shape, precision)
+        if _has_engine(folder):
+            return self._open(folder, model, outputs, shape, precision)
+        if not self.build:
             raise RuntimeUnavailable(
                 f"no TensorRT engine of {model.path.name} for {shape} is built yet",
                 hint=f"firsttouch engine build --batch {shape[0]}",
             )
-        folder = engine_folder(self.cache_dir, model, outputs, shape, precision)
-        folder.mkdir(parents=True, exist_ok=True)
+        part = folder.with_name(folder.name + ".part")
+        with _alone(part):
+            if _has_engine(folder):  # somebody else was first
+                return self._open(folder, model, outputs, shape, precision)
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            session = self._open(part, model, outputs, shape, precision)
+            if not _has_engine(part):
+                raise RuntimeUnavailable(f"TensorRT took no part of {model.path.name}")
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+        return session
+
+    def _open(
+        self, folder: Path, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str
+    ) -> Session:
         options = {
             "trt_fp16_enable": "1" if precision == "fp16" else "0",
             "trt_engine_cache_enable": "1",
@@ -220,8 +250,45 @@ class OrtTensorRt:
 
     def has_engine(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str) -> bool:
         """Whether opening will find a built engine; building one takes minutes."""
-        folder = engine_folder(self.cache_dir, model, outputs, shape, precision)
-        return folder.is_dir() and any(folder.glob("*.engine"))
+        return _has_engine(engine_folder(self.cache_dir, model, outputs, shape, precision))
+
+    def build_apart(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str) -> None:
+        """Build in a process of its own (see `build`). Raises RuntimeUnavailable with the reason."""
+        job = {
+            "cache_dir": str(self.cache_dir),
+            "model": str(model.path),
+            "outputs": outputs,
+            "shape": shape,
+            "precision": precision,
+        }
+        command = [sys.executable, "-m", "firsttouch.detect.build", json.dumps(job)]
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=BUILD_SECONDS,
+            )
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            raise RuntimeUnavailable(f"no TensorRT engine was built: {exc}") from exc
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise RuntimeUnavailable(f"no TensorRT engine was built: {last}", hint="firsttouch engine build")
+
+
+def _has_engine(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.glob("*.engine"))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time builds this one; the system lets go of the lock when its holder dies."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(folder.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class PluginSession(OrtSession):

@@ -77,9 +77,16 @@ def _pad(planes: Plane, rows: int, columns: int) -> None:
 def _scaled(plane: Plane, width: int, height: int) -> Plane:
     if plane.shape == (height, width):
         return plane
-    # Below a factor of 2, linear misses no source pixel by much and takes 1.1 ms of 1080p where area takes 6.
-    method = cv2.INTER_AREA if plane.shape[1] >= 2 * width else cv2.INTER_LINEAR
+    method = cv2.INTER_AREA if is_area(plane.shape[1], width) else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(plane, (width, height), interpolation=method), np.uint8)
+
+
+def is_area(source: int, target: int) -> bool:
+    """Whether a width is scaled by means of areas; otherwise linearly.
+
+    Below a factor of 2, linear misses no source pixel by much and takes 1.1 ms of 1080p where area takes 6.
+    """
+    return source >= 2 * target
 
 
 def planes_of_picture(picture: NDArray[np.uint8]) -> tuple[Plane, Plane, Plane]:

@@ -73,8 +73,11 @@ class TorchCudaSession:
         import torch
 
         with self._lock, _memory_errors(), torch.inference_mode(), torch.cuda.stream(self._stream):
-            self._pinned.copy_(torch.from_numpy(values))
-            self._input.copy_(self._pinned, non_blocking=True)
+            if isinstance(values, np.ndarray):
+                self._pinned.copy_(torch.from_numpy(values))
+                self._input.copy_(self._pinned, non_blocking=True)
+            else:
+                self._input.copy_(values)
             if self._captured is not None:
                 self._captured.replay()
             else:

@@ -66,7 +66,10 @@ class Session(Protocol):
         """Whether the thread that calls `run` does all the work."""
 
     def run(self, values: Values) -> list[Values]:
-        """The outputs, in the order they were asked for, as arrays the caller owns."""
+        """The outputs, in the order they were asked for, as arrays the caller owns.
+
+        Sessions on CUDA take a tensor of that device too, which is complete (see `surfaces`).
+        """
 
 
 class OpenSession(Protocol):

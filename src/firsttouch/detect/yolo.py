@@ -263,25 +263,15 @@ class YoloModel:
     def _decoded(self, rows: Array) -> tuple[Array, Array]:
         """Corner boxes in input pixels and our class scores, for every row of the output."""
         form = self.form
-        if form.kind == "final":
-            finals = np.zeros((len(rows), 4), np.float32)
-            for theirs, ours in form.classes.items():
-                mine = rows[:, 5].round().astype(int) == theirs
-                finals[mine, ours] = rows[mine, 4]
-            return rows[:, :4], finals
-        if form.kind == "yolox":
-            assert self._cells is not None
-            grid, stride = self._cells
-            centre, size = (rows[:, :2] + grid) * stride, np.exp(np.minimum(rows[:, 2:4], 20)) * stride
-            raw = rows[:, 5 : 5 + form.class_count] * rows[:, 4:5]
-        else:
-            rows = rows.T
-            centre, size = rows[:, :2], rows[:, 2:4]
-            raw = rows[:, 4 : 4 + form.class_count]
-        scores = np.zeros((len(rows), 4), np.float32)
+        boxes, raw = _corners(form, rows, self._cells)
+        scores = np.zeros((len(boxes), 4), np.float32)
         for theirs, ours in form.classes.items():
-            scores[:, ours] = np.maximum(scores[:, ours], raw[:, theirs])
-        return np.concatenate([centre - size / 2, centre + size / 2], axis=1), scores
+            if form.kind == "final":
+                mine = rows[:, 5].round().astype(int) == theirs
+                scores[mine, ours] = rows[mine, 4]
+            else:
+                scores[:, ours] = np.maximum(scores[:, ours], raw[:, theirs])
+        return boxes, scores
 
     def _keypoints(self, rows: Array, box: Letterbox, confidence: float) -> Array:
         """Those of the surest pitch."""
@@ -310,6 +300,27 @@ class YoloLayout:
     def __call__(self, model: ModelFile) -> tuple[tuple[str, ...], tuple[int, ...]]:
         form = read_form(model, self.role, self.img_size)
         return (model.facts.outputs[0].name,), (1, 3, form.height, form.width)
+
+    def boxes(self, model: ModelFile, outputs: Sequence[Values], confidence: float) -> list[Array]:
+        """For each picture the boxes (N, 4) that any class is at least this sure of; many to a body without NMS."""
+        form = read_form(model, self.role, self.img_size)
+        decoded = [_corners(form, rows.astype(np.float32), None) for rows in outputs[0]]
+        return [boxes[raw.max(axis=1) >= confidence] for boxes, raw in decoded]
+
+
+def _corners(form: Form, rows: Array, cells: tuple[Array, Array] | None) -> tuple[Array, Array]:
+    """Corner boxes (A, 4) in input pixels and the model's own class scores (A, classes), whatever the kind."""
+    if form.kind == "final":
+        return rows[:, :4], rows[:, 4:5]
+    if form.kind == "yolox":
+        grid, stride = cells or _cells(form)
+        centre, size = (rows[:, :2] + grid) * stride, np.exp(np.minimum(rows[:, 2:4], 20)) * stride
+        raw = rows[:, 5 : 5 + form.class_count] * rows[:, 4:5]
+    else:
+        rows = rows.T
+        centre, size = rows[:, :2], rows[:, 2:4]
+        raw = rows[:, 4 : 4 + form.class_count]
+    return np.concatenate([centre - size / 2, centre + size / 2], axis=1), raw
 
 
 def _cells(form: Form) -> tuple[Array, Array]:
@@ -347,6 +358,7 @@ class CombinedDetector:
     """
 
     batch_size = 1
+    surfaces = None
 
     def __init__(
         self, models: Sequence[YoloModel], bundled: Detector | None, *, confidence: float, max_detections: int
@@ -356,10 +368,21 @@ class CombinedDetector:
         self._confidence = confidence
         self._max_detections = max_detections
         self.name = "+".join([*(m.name for m in models), *([bundled.name] if bundled else [])])
-        first = models[0].session
-        self.device, self.runtime, self.precision = first.device, first.runtime, first.precision
+        self._first = models[0].session
         parallel = self.device == "cuda" and len(models) > 1
         self._pool = ThreadPoolExecutor(len(models), "model") if parallel else None
+
+    @property
+    def device(self) -> str:
+        return self._first.device
+
+    @property
+    def runtime(self) -> str:
+        return self._first.runtime
+
+    @property
+    def precision(self) -> str:
+        return self._first.precision
 
     def prepare(self, y: Plane, u: Plane, v: Plane, out: Plane | None = None) -> Plane:
         """The planes below each other (H * 3 / 2, W), as OpenCV wants them; an odd edge is repeated."""

@@ -230,7 +230,9 @@ def cap_memory(cap_bytes: int) -> None:
     except (OSError, IndexError, ValueError):
         return
     limit = mapped + max(0, cap_bytes - rss_bytes())
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    # The soft limit is what allocations meet; a process begun from here to build an engine may leave it.
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
 
 
 def _tie_to_parent() -> None:

@@ -69,6 +69,7 @@ class Metrics:
         self.frames.labels("detected").inc(detected)
         self.frames.labels("carried").inc(len(analysis.frames) - detected)
         self.answers.labels(analysis.stopped_by).inc()
+        self.runtime.clear()  # an engine may have taken over
         self.runtime.labels(analysis.runtime).set(1)
 
     def refused(self, error: FirsttouchError) -> None:
