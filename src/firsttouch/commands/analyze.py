@@ -56,6 +56,7 @@ def register(app: typer.Typer) -> None:
         output: Annotated[Path | None, typer.Option(help="write the JSON here instead of to stdout")] = None,
         video: Annotated[Path | None, typer.Option(help="write an overlay MP4 here")] = None,
         profile: Annotated[str | None, typer.Option(help="guide, extreme, balanced, complete or accurate")] = None,
+        engine: Annotated[str | None, typer.Option(help="on or off: TensorRT engines, on a GPU that has them")] = None,
         quiet: Annotated[bool, typer.Option("--quiet", help="no progress and no table on stderr")] = False,
     ) -> None:
         """Answer every frame of a clip: boxes, identities and pitch key points, as JSON."""
@@ -65,6 +66,7 @@ def register(app: typer.Typer) -> None:
                 "frame_stride": stride,
                 "fetch": fetch or ("head" if fetch_mb is not None else None),
                 "partial_download_mb": fetch_mb,
+                "tensorrt": engine,
             },
             profile=profile,
         )

@@ -33,9 +33,10 @@ def register(app: typer.Typer) -> None:
         ] = None,
         port: Annotated[int, typer.Option(min=0, max=65535)] = 7999,
         profile: Annotated[str | None, typer.Option(help="guide, extreme, balanced, complete or accurate")] = None,
+        engine: Annotated[str | None, typer.Option(help="on or off: TensorRT engines, on a GPU that has them")] = None,
     ) -> None:
         """Answer challenges over HTTP until SIGTERM; then finish what was begun."""
-        settings = load(profile=profile)
+        settings = load({"tensorrt": engine}, profile=profile)
         run(settings, host or default_host(settings), port)
 
 
