@@ -105,7 +105,9 @@ def test_time_that_is_left_is_planned_for_once_and_only_where_something_was_left
         before = call._time_is_left(clip, plan)
         call.fetching = asyncio.create_task(asyncio.sleep(0))
         await call.fetching
-        return [before, call._time_is_left(clip, plan), call._time_is_left(clip, plan)]
+        after = [call._time_is_left(clip, plan), call._time_is_left(clip, plan)]
+        await call.stop()
+        return [before, *after]
 
     assert asyncio.run(told(600)) == [False, True, False]
     assert asyncio.run(told(1000)) == [False, False, False]

@@ -25,7 +25,6 @@ from .decode import StreamDecoder, Streamed
 from .detect import Detector, Wish, load_detector
 from .errors import DeadlineExceeded, DecodeFailed, FirsttouchError, IndexNotFound, SourceError
 from .index import Index, locate_index, read_index
-from .motion import Motion
 from .netpolicy import Policy
 from .plan import DEFAULT_STRIDE, Plan, Rates, make_plan
 from .predict import Choice
@@ -40,6 +39,7 @@ from .work import Snapshot, Work
 log = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int32]
 
 MEGABYTE = 1024 * 1024
 
@@ -75,6 +75,12 @@ LINK_SECONDS = 0.3
 
 REPLAN_RATIO = 1.25
 """A rate this far from the one planned with makes a new plan."""
+
+SEND_SECONDS = 0.001
+"""What the event loop needs to put a request on the wire, before a plan of 3 ms is made in it."""
+
+LOOK_AGAIN_SECONDS = 0.02
+"""How often the link's pace is looked at while the first key frame has it to itself."""
 
 DIRECT_BYTES = 1024 * 1024
 """What `direct` asks for at a place where the decoder reads and nothing is there."""
@@ -247,14 +253,15 @@ async def analyze_steps(
 ) -> AsyncGenerator[Analysis, None]:
     """The same, as it grows: an answer after the first looked-at frame, more as they come, the last one final."""
     limit = deadline if isinstance(deadline, Deadline) else Deadline.after(deadline)
-    run = _Run(options or Options(), detector or load_detector(), limit, rates or Rates())
+    options = options or Options()
     opened = (
-        open_source(source, connections=connections, policy=policy, max_bytes=run.options.max_bytes)
+        open_source(source, connections=connections, policy=policy, max_bytes=options.max_bytes)
         if isinstance(source, str | Path)
         else source
     )
+    run = _Run(options, detector or load_detector(), limit, rates or Rates(), partial=partial)
     try:
-        async for analysis in run.steps(opened, partial):
+        async for analysis in run.steps(opened):
             yield analysis
     finally:
         await run.stop()
@@ -295,8 +302,10 @@ async def fetch_index(source: Source, sparse: SparseBytes) -> Index:
 class _Run:
     """One call of `analyze`: its plan, its threads and its fetching task."""
 
-    def __init__(self, options: Options, detector: Detector, deadline: Deadline, rates: Rates) -> None:
-        self.options, self.detector = options, detector
+    def __init__(
+        self, options: Options, detector: Detector, deadline: Deadline, rates: Rates, *, partial: bool = False
+    ) -> None:
+        self.options, self.detector, self.partial = options, detector, partial
         self.budget_seconds = deadline.remaining()
         late = options.start_budget_after_first_frame
         self.deadline = Deadline(math.inf, deadline.clock) if late else deadline
@@ -305,8 +314,21 @@ class _Run:
         self.changed = asyncio.Event()
         self.asked: list[ByteRange] = []
         self.fetching: asyncio.Task[None] | None = None
+        self.fetching_key: asyncio.Task[None] | None = None
+        self.key_asked = 0.0
+        """When the first key frame was asked for, seconds after the start."""
         self.tasks: list[asyncio.Task[None]] = []
-        self.work: Work | None = None
+        # Its threads begin while head and tail are on their way.
+        self.work = Work(
+            detector,
+            rates=self.rates,
+            stopwatch=self.watch,
+            pitch=options.pitch,
+            motion=not options.every_frame,
+            first_batch=options.first_batch,
+            prefetch_frames=options.prefetch_frames,
+            on_change=self._tell(asyncio.get_running_loop()),
+        )
         self.stream: StreamChain | None = None
         self.topped_up = 0
         """The size of the plan that was last found to be fetched before its time."""
@@ -318,7 +340,7 @@ class _Run:
 
     # --- the way of the data --------------------------------------------------------------------------------------
 
-    async def steps(self, source: Source, partial: bool) -> AsyncIterator[Analysis]:
+    async def steps(self, source: Source) -> AsyncIterator[Analysis]:
         try:
             async with asyncio.timeout(_finite(self.deadline.remaining())):
                 clip = await self._open(source)
@@ -326,17 +348,16 @@ class _Run:
             raise DeadlineExceeded(
                 f"the index of {source.name} did not come within {self.budget_seconds:g} s"
             ) from None
-        self._begin(source, clip)
-        assert self.work is not None
+        await self._begin(source, clip)
         seen, said = 0, False
         while not await self._finished(source, clip):
             looked = len(self.work.detections)
             if looked and not said:
                 said = True
                 log.info("Processed %d frames in %.1fs", looked, self.watch.elapsed)
-            if partial and looked and (seen == 0 or looked >= 2 * seen):
+            if self.partial and looked and (seen == 0 or looked >= 2 * seen):
                 seen = looked
-                yield await asyncio.to_thread(self._answer, source, clip, "end")
+                yield await asyncio.to_thread(self._answer, source, clip, None)
         self.ended = self.work.finished and not (self.stream is not None and self.stream.cut_short)
         await self.stop()
         self._raise_failures(clip)
@@ -350,14 +371,12 @@ class _Run:
 
     async def stop(self) -> None:
         """End the threads and the fetching; also when the caller goes away in the middle."""
-        if self.work is not None:
-            self.work.stop()
+        self.work.stop()
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         self.tasks.clear()
-        if self.work is not None:
-            await asyncio.shield(asyncio.to_thread(self.work.join))
+        await asyncio.shield(asyncio.to_thread(self.work.join))
 
     async def _open(self, source: Source) -> _Clip:
         """Head and tail in one round trip, then what the index still misses."""
@@ -384,21 +403,12 @@ class _Run:
                 clip.fetch = "stream"
         return clip
 
-    def _begin(self, source: Source, clip: _Clip) -> None:
-        self.work = Work(
-            self.detector,
-            rates=self.rates,
-            stopwatch=self.watch,
-            pitch=self.options.pitch,
-            motion=not self.options.every_frame,
-            first_batch=self.options.first_batch,
-            prefetch_frames=self.options.prefetch_frames,
-            on_change=self._tell(asyncio.get_running_loop()),
-        )
+    async def _begin(self, source: Source, clip: _Clip) -> None:
         clip.sparse.subscribe(self.work.bytes_came)
         if clip.index is None:
             self._begin_stream(source, clip)
             return
+        await self._fetch_first_key(source, clip)
         self.rates = self._measured(source)
         self.planned_first = self.watch.elapsed
         if self.options.auto_deadline:
@@ -414,7 +424,6 @@ class _Run:
         return tell
 
     def _begin_stream(self, source: Source, clip: _Clip) -> None:
-        assert self.work is not None
         stride = 1 if self.options.every_frame else self.options.stride or DEFAULT_STRIDE
         streamed: Streamed = clip.sparse
         if clip.fetch == "direct":
@@ -443,7 +452,6 @@ class _Run:
 
     async def _finished(self, source: Source, clip: _Clip) -> bool:
         """Wait until something changed; True when all is done, the deadline is near, or nothing more can come."""
-        assert self.work is not None
         reserve = ANSWER_RESERVE_SECONDS + LINK_SECONDS_A_LOOK * len(self.work.detections)
         left = self.deadline.earlier(reserve).remaining()
         if self.work.finished or left <= 0.0 or (self.fetch_error and self.work.idle):
@@ -477,7 +485,6 @@ class _Run:
         `only_better`: what is planned is nearly done; more is planned only where it should come well in time.
         """
         assert clip.index is not None
-        assert self.work is not None
         options, budget = self.options, min(self.budget_seconds, self.deadline.remaining())
         spare = self.rates.round_trip_seconds if only_better else 0.0
         plan = make_plan(
@@ -501,11 +508,17 @@ class _Run:
         for step in plan.steps:
             if step.first_row not in begun:
                 chain = GopChain(
-                    clip.index, clip.sparse, step, self.rates, skip_disposable=plan.skip_disposable, device=device
+                    clip.index,
+                    clip.sparse,
+                    step,
+                    self.rates,
+                    skip_disposable=plan.skip_disposable,
+                    device=device,
+                    key_at_once=self.partial and not begun and step is plan.steps[0],
                 )
                 self.work.add(chain, step.look_at[:1] if every else step.look_at, every=every)
         self.work.seal()
-        fetching = self._spawn(lambda: self._fetch_plan(source, plan), clip)
+        fetching = self._spawn(lambda: self._fetch_plan(source, clip, plan), clip)
         if self.fetching is not None:
             self.fetching.cancel()
         self.fetching = fetching
@@ -532,7 +545,6 @@ class _Run:
 
     def _measured(self, source: Source) -> Rates:
         """The rates as this run sees them; the earlier value where it has seen too little to tell."""
-        assert self.work is not None
         work, seconds, rates = self.work, self.watch.cpu_seconds, self.first_rates
         decoded, looked, followed = work.frames_decoded, len(work.detections), len(work.motions)
         # Computing time, not wall time: what a thread waits for the other one is no property of the frame. Against what
@@ -570,13 +582,39 @@ class _Run:
         self.tasks.append(task)
         return task
 
-    async def _fetch_plan(self, source: Source, plan: Plan) -> None:
+    async def _fetch_first_key(self, source: Source, clip: _Clip) -> None:
+        """Ask for the first key frame before anything is planned: every plan begins with it."""
+        assert clip.index is not None
+        key = clip.index.byte_range(int(clip.index.key_rows[0]))
+        if clip.fetch != "head" and not clip.sparse.has(key):
+            self.key_asked = self.watch.elapsed
+            self.fetching_key = self._spawn(lambda: source.fetch(key), clip)
+            await asyncio.sleep(SEND_SECONDS)
+
+    async def _after_first_key(self, source: Source, clip: _Clip) -> None:
+        """Until the first key frame's last byte is as near as a byte that is asked for now.
+
+        Side by side they would share the link: the first look would wait for what is not wanted yet.
+        """
+        assert clip.index is not None
+        key = clip.index.byte_range(int(clip.index.key_rows[0]))
+        while self.fetching_key is not None and not self.fetching_key.done():
+            rates = self._measured(source)
+            missing = sum(map(len, clip.sparse.missing(key)))
+            begins = max(0.0, self.key_asked + rates.round_trip_seconds - self.watch.elapsed)
+            left = begins + missing / rates.bytes_per_second - rates.round_trip_seconds
+            if left <= 0.0:
+                return
+            await asyncio.wait([self.fetching_key], timeout=min(left, LOOK_AGAIN_SECONDS))
+
+    async def _fetch_plan(self, source: Source, clip: _Clip, plan: Plan) -> None:
         """The plan's bytes in the plan's order, or all; the source keeps the link full and asks for nothing twice."""
         begun = self.watch.elapsed
         try:
             if self.options.fetch == "full":
                 await source.stream()
             else:
+                await self._after_first_key(source, clip)
                 await source.fetch_all(plan.byte_ranges)
         finally:
             self.watch.add("fetch", self.watch.elapsed - begun)
@@ -586,7 +624,6 @@ class _Run:
 
     def _raise_failures(self, clip: _Clip) -> None:
         """What leaves nothing to answer is an error; the rest is a warning beside the answer."""
-        assert self.work is not None
         if self.work.failure is not None:
             raise self.work.failure
         if not self.work.detections:
@@ -601,11 +638,11 @@ class _Run:
         if self.fetch_error is not None:
             clip.warnings.append(str(self.fetch_error))
 
-    def _answer(self, source: Source, clip: _Clip, stopped_by: Literal["end", "deadline"]) -> Analysis:
-        """Identities, then every frame between the looks."""
-        assert self.work is not None
+    def _answer(self, source: Source, clip: _Clip, stopped_by: Literal["end", "deadline"] | None) -> Analysis:
+        """Identities, then every frame between the looks; None: what is known half-way, and no frame beyond that."""
         work = self.work.snapshot()
         view = _view(clip, work, self.stream.decoder if self.stream else None)
+        numbers = np.arange(view.frame_count, dtype=np.int32) if stopped_by else _known(work)
         with self.watch.stage("carry"):
             sure = max(0.01, self.options.confidence - WEAKER)
             tracks = link(work.detections, work.motions, tracking=self.options.tracking, sure=sure)
@@ -613,8 +650,8 @@ class _Run:
                 tracks,
                 work.detections,
                 work.motions,
-                np.arange(view.frame_count, dtype=np.int32),
-                view.pts_seconds,
+                numbers,
+                view.pts_seconds[numbers],
                 view.width,
                 view.height,
             )
@@ -630,7 +667,7 @@ class _Run:
             view.frame_count,
             view.frames_per_second,
             view.duration_seconds,
-            stopped_by,
+            stopped_by or "end",
             clip.fetch,
             f"{self.detector.runtime} {self.detector.precision} on {self.detector.device}",
             self.work.hardware,
@@ -639,7 +676,7 @@ class _Run:
             work.frames_decoded,
             len(work.detections),
             seconds,
-            frames if self._whole(clip) else _answered(frames, work.motions),
+            frames if self._whole(clip) else _answered(frames, _known(work)),
             clip.plan,
             self._measured(source),
             tuple(clip.warnings),
@@ -647,7 +684,6 @@ class _Run:
 
     def _whole(self, clip: _Clip) -> bool:
         """All that was planned is done, and that is the whole clip: then every frame is answered."""
-        assert self.work is not None
         covered = clip.index is None or self.work.rows_covered == len(clip.index.offset)
         return self.ended and covered and not self.work.errors
 
@@ -683,14 +719,17 @@ def _view(clip: _Clip, work: Snapshot, stream: StreamDecoder | None) -> _View:
     return _View(work.width, work.height, len(times), stream.frames_per_second, length, times)
 
 
-def _answered(frames: list[FrameAnswer], motions: list[Motion]) -> list[FrameAnswer]:
-    """The frames something is known about: looked at, between two looks that flow joins, or with something carried."""
-    joined = {number for motion in motions for number in range(motion.first, motion.last + 1)}
-    return [
-        frame
-        for frame in frames
-        if frame.how == "detected" or frame.frame_number in joined or frame.ids.size or frame.keypoints.any()
-    ]
+def _known(work: Snapshot) -> IntArray:
+    """Frames looked at or between two looks that flow joins, rising, (N,) int32."""
+    looked = [np.array([look.frame_number for look in work.detections], np.int32)]
+    joined = [np.arange(motion.first, motion.last + 1, dtype=np.int32) for motion in work.motions]
+    return np.unique(np.concatenate(looked + joined))
+
+
+def _answered(frames: list[FrameAnswer], known: IntArray) -> list[FrameAnswer]:
+    """The known frames, and those that something was carried to beyond them."""
+    certain = set(known.tolist())
+    return [frame for frame in frames if frame.frame_number in certain or frame.ids.size or frame.keypoints.any()]
 
 
 def _finite(seconds: float) -> float | None:
