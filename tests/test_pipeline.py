@@ -8,10 +8,11 @@ import math
 import os
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -27,10 +28,11 @@ from firsttouch.errors import (
     SourceNotFound,
     UnsupportedScheme,
 )
+from firsttouch.index import read_index
 from firsttouch.pipeline import Analysis, Options, _differ, _Run, analyze, analyze_steps, analyze_sync, fetch_index
 from firsttouch.plan import Plan, Rates, Step
 from firsttouch.ranges import ByteRange
-from firsttouch.source import MemorySource
+from firsttouch.source import Facts, MemorySource
 from firsttouch.sparse import SparseBytes
 from firsttouch.work import Work
 from tests.clips import SHARED_CLIPS, Recipe, make_clip
@@ -239,6 +241,63 @@ def test_partial_answers_grow(folder: Path) -> None:
     looked = [answer.frames_detected for answer in answers]
     assert looked == sorted(looked)
     assert len(answers[-1].frames) == 240
+
+
+@pytest.mark.parametrize(
+    "params", ["bframes=3:b-pyramid=normal", OPEN_GOP, "bframes=0"], ids=["b", "open", "no reordering"]
+)
+def test_partial_answers_hold_what_is_known_and_leave_the_last_one_as_it_is(params: str, folder: Path) -> None:
+    path = make_clip(Recipe(f"partial-{params[:8]}", frames=FRAMES, gop=24, params=params), folder)
+    reader = NumberReader()
+
+    async def steps() -> list[Analysis]:
+        return [step async for step in analyze_steps(path, options=Options(stride=8), detector=reader)]
+
+    *partial, last = asyncio.run(steps())
+    assert same_frames(last, run(path, stride=8))
+    assert len(set(reader.saw)) == len(reader.saw)
+    for answer in partial:
+        looked = detected(answer)
+        assert all(min(looked) <= frame.frame_number <= max(looked) for frame in answer.frames)
+
+
+def test_the_first_answer_waits_for_the_first_key_frame_and_for_nothing_else(folder: Path) -> None:
+    recipe = Recipe("far", frames=48, gop=24, params="bframes=3", container={"movflags": "faststart"})
+    data = make_clip(recipe, folder).read_bytes()
+    whole = SparseBytes(len(data))
+    whole.write(0, data)
+    key = read_index(whole).byte_range(0)
+
+    class Far(MemorySource):
+        """Gives index and first key frame, slowly, and nothing else ever."""
+
+        events: ClassVar[list[str]] = []
+
+        async def open(self, *, head: int = 0, tail: int = 0, deadline: Deadline) -> tuple[Facts, SparseBytes]:
+            opened = await super().open(head=key.start, tail=0, deadline=deadline)
+            self.bytes_per_second, self.round_trip_seconds = 1.0, 0.0
+            return opened
+
+        async def fetch_all(self, ranges: Sequence[ByteRange]) -> None:
+            if list(ranges) == [key]:
+                self.events.append("key asked")
+                await asyncio.sleep(0.05)
+                await super().fetch_all(ranges)
+                self.events.append("key came")
+            elif list(ranges) == [ByteRange(0, key.start)]:
+                await super().fetch_all(ranges)
+            else:
+                self.events.append("more asked")
+                await asyncio.Event().wait()
+
+    async def first() -> Analysis:
+        source = Far(data)
+        async with aclosing(analyze_steps(source, options=Options(), detector=NumberReader())) as steps:
+            return await anext(steps)
+
+    answer = asyncio.run(asyncio.wait_for(first(), LONG))
+    assert [(frame.frame_number, frame.how) for frame in answer.frames] == [(0, "detected")]
+    assert Far.events[:2] == ["key asked", "key came"]
 
 
 def test_cancelling_leaves_nothing_running(folder: Path) -> None:
