@@ -29,9 +29,11 @@ from firsttouch.errors import (
     UnsupportedScheme,
 )
 from firsttouch.index import read_index
-from firsttouch.pipeline import Analysis, Options, _differ, _Run, analyze, analyze_steps, analyze_sync, fetch_index
+from firsttouch.opening import fetch_index
+from firsttouch.pipeline import Analysis, Options, analyze, analyze_steps, analyze_sync
 from firsttouch.plan import Plan, Rates, Step
 from firsttouch.ranges import ByteRange
+from firsttouch.replan import Planner, _differ
 from firsttouch.source import Facts, MemorySource
 from firsttouch.sparse import SparseBytes
 from firsttouch.work import Work
@@ -100,19 +102,15 @@ def test_threads_wait_while_a_plan_is_made_again_and_say_when_they_are_over() ->
 
 
 def test_time_that_is_left_is_planned_for_once_and_only_where_something_was_left_out() -> None:
-    async def told(size: int) -> list[bool]:
-        call = _Run(Options(), NumberReader(), Deadline.after(LONG), Rates())
+    def told(size: int) -> list[str | None]:
+        nothing = SimpleNamespace(frames_decoded=0, keys_decoded=0, detections={}, motions={}, frames_followed=0)
+        planner = Planner(Options(), Rates(), MemorySource(b""), nothing, Stopwatch())
         clip = SimpleNamespace(index=SimpleNamespace(size=np.array([600, 400])))
-        plan = Plan((Step(0, 1, 2, (ByteRange(0, size),), (0,), 0.1),), 2, 1, 0.5, 1.0, 0.5)
-        before = call._time_is_left(clip, plan)
-        call.fetching = asyncio.create_task(asyncio.sleep(0))
-        await call.fetching
-        after = [call._time_is_left(clip, plan), call._time_is_left(clip, plan)]
-        await call.stop()
-        return [before, *after]
+        planner.use(Plan((Step(0, 1, 2, (ByteRange(0, size),), (0,), 0.1),), 2, 1, 0.5, 1.0, 0.5))
+        return [planner.see(clip, fetched=fetched) for fetched in (False, True, True)]
 
-    assert asyncio.run(told(600)) == [False, True, False]
-    assert asyncio.run(told(1000)) == [False, False, False]
+    assert told(600) == [None, "time left", None]
+    assert told(1000) == [None, None, None]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,9 @@ class GopChain:
     ) -> None:
         self._index, self._sparse, self._rates = index, sparse, rates
         self._skip, self._device = skip_disposable, device
-        self._key_at_once = key_at_once and device == "cpu" and index.reorder_depth > 0
+        # Not by a chip's decoder, which takes longer to open, nor where an earlier frame is to be looked at first.
+        first = index.frame_number[step.first_row] in step.look_at[:1]
+        self._key_at_once = key_at_once and first and device == "cpu" and index.reorder_depth > 0
         self._decoder: GopDecoder | None = None
         self._next = step.first_row
         self._end = step.end_row
