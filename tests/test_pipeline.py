@@ -28,6 +28,7 @@ from firsttouch.errors import (
     SourceNotFound,
     UnsupportedScheme,
 )
+from firsttouch.fetching import Fetching
 from firsttouch.index import read_index
 from firsttouch.opening import fetch_index
 from firsttouch.pipeline import Analysis, Options, analyze, analyze_steps, analyze_sync
@@ -296,6 +297,30 @@ def test_the_first_answer_waits_for_the_first_key_frame_and_for_nothing_else(fol
     answer = asyncio.run(asyncio.wait_for(first(), LONG))
     assert [(frame.frame_number, frame.how) for frame in answer.frames] == [(0, "detected")]
     assert Far.events[:2] == ["key asked", "key came"]
+
+
+def test_a_first_key_frame_that_is_late_holds_nothing_up() -> None:
+    """Its connection may be dead: what the plan wants is asked for all the same."""
+    asked = asyncio.Event()
+
+    async def never(_: ByteRange) -> None:
+        await asyncio.Event().wait()
+
+    async def ask(_: Sequence[ByteRange]) -> None:
+        asked.set()
+
+    async def plan_after_the_key() -> None:
+        index = SimpleNamespace(key_rows=np.array([0]), byte_range=lambda row: ByteRange(0, 1000))
+        clip = SimpleNamespace(index=index, sparse=SparseBytes(2000), fetch="sparse")
+        fetching = Fetching(SimpleNamespace(fetch=never, fetch_all=ask), clip, Stopwatch(), lambda: None)
+        await fetching.first_key()
+        step = Step(0, 1, 2, (ByteRange(0, 2000),), (0,), 0.1)
+        link = Rates(bytes_per_second=20_000.0, round_trip_seconds=0.01)
+        fetching.plan(Plan((step,), 2, 1, 1.0, 1.0, 0.5), lambda: link)
+        await asked.wait()
+        await fetching.stop()
+
+    asyncio.run(asyncio.wait_for(plan_after_the_key(), 10.0))
 
 
 def test_cancelling_leaves_nothing_running(folder: Path) -> None:

@@ -31,8 +31,8 @@ class Fetching:
         self._tasks: list[asyncio.Task[None]] = []
         self._plan: asyncio.Task[None] | None = None
         self._key: asyncio.Task[None] | None = None
-        self._key_asked = 0.0
-        """When the first key frame was asked for, seconds after the start."""
+        self._key_asked, self._key_bytes = 0.0, 0
+        """When the first key frame was asked for, seconds after the start, and how much of it was not there."""
         self._asked: list[ByteRange] = []
         """What the decoder's reads have asked for."""
 
@@ -45,7 +45,7 @@ class Fetching:
         """Ask for the first key frame before anything is planned: every plan begins with it."""
         key = self._first_key()
         if not self._clip.sparse.has(key):
-            self._key_asked = self._watch.elapsed
+            self._key_asked, self._key_bytes = self._watch.elapsed, self._missing(key)
             self._key = self._spawn(lambda: self._source.fetch(key))
             await asyncio.sleep(SEND_SECONDS)
 
@@ -98,6 +98,9 @@ class Fetching:
         assert self._clip.index is not None
         return self._clip.index.byte_range(int(self._clip.index.key_rows[0]))
 
+    def _missing(self, part: ByteRange) -> int:
+        return sum(map(len, self._clip.sparse.missing(part)))
+
     async def _fetch_plan(self, plan: Plan, rates: Callable[[], Rates]) -> None:
         """In the plan's order, or all; the source keeps the link full and asks for nothing twice."""
         begun = self._watch.elapsed
@@ -114,13 +117,16 @@ class Fetching:
     async def _after_first_key(self, rates: Callable[[], Rates]) -> None:
         """Until the first key frame's last byte is as near as a byte that is asked for now.
 
-        Side by side they would share the link: the first look would wait for what is not wanted yet.
+        Side by side they would share the link: the first look would wait for what is not wanted yet. A key frame that
+        is late for the link's pace is not waited for.
         """
+        key = self._first_key()
         while self._key is not None and not self._key.done():
             link = rates()
-            missing = sum(map(len, self._clip.sparse.missing(self._first_key())))
-            begins = max(0.0, self._key_asked + link.round_trip_seconds - self._watch.elapsed)
-            left = begins + missing / link.bytes_per_second - link.round_trip_seconds
+            since = self._watch.elapsed - self._key_asked
+            begins = max(0.0, link.round_trip_seconds - since)
+            left = begins + self._missing(key) / link.bytes_per_second - link.round_trip_seconds
+            left = min(left, self._key_bytes / link.bytes_per_second - since)
             if left <= 0.0:
                 return
             await asyncio.wait([self._key], timeout=min(left, LOOK_AGAIN_SECONDS))
