@@ -311,7 +311,7 @@ def test_a_first_key_frame_that_is_late_holds_nothing_up() -> None:
 
     async def plan_after_the_key() -> None:
         index = SimpleNamespace(key_rows=np.array([0]), byte_range=lambda row: ByteRange(0, 1000))
-        clip = SimpleNamespace(index=index, sparse=SparseBytes(2000), fetch="sparse")
+        clip = SimpleNamespace(index=index, sparse=SparseBytes(2000), fetch="sparse", ends=())
         fetching = Fetching(SimpleNamespace(fetch=never, fetch_all=ask), clip, Stopwatch(), lambda: None)
         await fetching.first_key()
         step = Step(0, 1, 2, (ByteRange(0, 2000),), (0,), 0.1)

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from .carry import FrameAnswer, carry
 from .decode import StreamDecoder
 from .index import Index
-from .options import Fetch, Options
+from .options import Options
 from .plan import Plan, Rates
+from .predict import Fetch
 from .track import link
 from .work import Snapshot
 

@@ -83,13 +83,13 @@ class GopChain:
     def advance(self) -> Iterator[Frame]:
         """Feed up to `QUANTUM_ROWS` samples that are here; at the end, flush the decoder."""
         if self._decoder is None:
-            key = self.rows.start
-            if self._key_at_once:
-                yield from GopDecoder(self._index, self._sparse.read, range(key, key + 1)).frames()
-            rows = range(key, decode_stop(self._index, self._end))
+            rows = range(self.rows.start, decode_stop(self._index, self._end))
             self._decoder = GopDecoder(
                 self._index, self._sparse.read, rows, skip_nonref=self._skip, device=self._device
             )
+            if self._key_at_once:
+                yield from GopDecoder(self._index, self._sparse.read, rows[:1]).frames()
+                return  # whoever is free looks at it, before anything else is decoded
         until = self._next
         while until < min(self._next + QUANTUM_ROWS, self._stop) and self._sparse.has(self._index.byte_range(until)):
             until += 1

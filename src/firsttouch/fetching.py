@@ -32,7 +32,7 @@ class Fetching:
         self._plan: asyncio.Task[None] | None = None
         self._key: asyncio.Task[None] | None = None
         self._key_asked, self._key_bytes = 0.0, 0
-        """When the first key frame was asked for, seconds after the start, and how much of it was not there."""
+        """When the first key frame was asked for, seconds after the start, and how much was to come before its end."""
         self._asked: list[ByteRange] = []
         """What the decoder's reads have asked for."""
 
@@ -45,7 +45,7 @@ class Fetching:
         """Ask for the first key frame before anything is planned: every plan begins with it."""
         key = self._first_key()
         if not self._clip.sparse.has(key):
-            self._key_asked, self._key_bytes = self._watch.elapsed, self._missing(key)
+            self._key_asked, self._key_bytes = self._watch.elapsed, self._before_key()
             self._key = self._spawn(lambda: self._source.fetch(key))
             await asyncio.sleep(SEND_SECONDS)
 
@@ -98,8 +98,10 @@ class Fetching:
         assert self._clip.index is not None
         return self._clip.index.byte_range(int(self._clip.index.key_rows[0]))
 
-    def _missing(self, part: ByteRange) -> int:
-        return sum(map(len, self._clip.sparse.missing(part)))
+    def _before_key(self) -> int:
+        """Bytes that come before the first key frame's end: those missing of it, and of the tail, asked for earlier."""
+        parts = (self._first_key(), *self._clip.ends[1:])
+        return sum(len(gap) for part in parts for gap in self._clip.sparse.missing(part))
 
     async def _fetch_plan(self, plan: Plan, rates: Callable[[], Rates]) -> None:
         """In the plan's order, or all; the source keeps the link full and asks for nothing twice."""
@@ -120,13 +122,14 @@ class Fetching:
         Side by side they would share the link: the first look would wait for what is not wanted yet. A key frame that
         is late for the link's pace is not waited for.
         """
-        key = self._first_key()
+        in_head = any(self._first_key().stop <= end.stop for end in self._clip.ends[:1])
         while self._key is not None and not self._key.done():
             link = rates()
-            since = self._watch.elapsed - self._key_asked
-            begins = max(0.0, link.round_trip_seconds - since)
-            left = begins + self._missing(key) / link.bytes_per_second - link.round_trip_seconds
-            left = min(left, self._key_bytes / link.bytes_per_second - since)
+            travel, since = link.round_trip_seconds, self._watch.elapsed - self._key_asked
+            begins = 0.0 if in_head else travel
+            comes = max(begins - since, 0.0) + self._before_key() / link.bytes_per_second
+            at_latest = begins + self._key_bytes / link.bytes_per_second - since
+            left = min(comes, at_latest) - travel
             if left <= 0.0:
                 return
             await asyncio.wait([self._key], timeout=min(left, LOOK_AGAIN_SECONDS))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from .detect import Detector, Wish, load_detector
-from .predict import Choice
+from .predict import Choice, Fetch
 from .settings import Settings
-
-Fetch = Literal["sparse", "head", "stream", "direct", "full"]
 
 MEGABYTE = 1024 * 1024
 

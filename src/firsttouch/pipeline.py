@@ -106,7 +106,7 @@ async def analyze_steps(
     """
     limit = deadline if isinstance(deadline, Deadline) else Deadline.after(deadline)
     options, detector, watch = options or Options(), detector or load_detector(), Stopwatch()
-    budget_seconds = limit.remaining()
+    budget_seconds, rates = limit.remaining(), replace(rates or Rates(), workers=options.workers)
     if options.start_budget_after_first_frame:
         limit = Deadline(math.inf, limit.clock)
     opened = (
@@ -120,7 +120,7 @@ async def analyze_steps(
                 clip = await open_clip(opened, options, watch, limit)
         except TimeoutError:
             raise DeadlineExceeded(f"the index of {opened.name} did not come within {budget_seconds:g} s") from None
-        run = _Run(opened, clip, options, detector, limit, budget_seconds, rates or Rates(), watch)
+        run = _Run(opened, clip, options, detector, limit, budget_seconds, rates, watch)
         try:
             async for analysis in run.steps(partial):
                 yield analysis
@@ -148,7 +148,6 @@ class _Run:
         self.deadline, self.budget_seconds, self.watch = deadline, budget_seconds, watch
         self.changed = asyncio.Event()
         self.fetching = Fetching(source, clip, watch, self.changed.set)
-        rates = replace(rates, workers=options.workers)
         self.work = Work(
             detector,
             rates=rates,
