@@ -13,7 +13,8 @@ from bench.origin import Origin
 from bench.report import print_report, spread, verdict
 from firsttouch.clock import Deadline
 from firsttouch.detect import Detector
-from firsttouch.pipeline import Options, analyze, analyze_steps, detector_for, fetch_index
+from firsttouch.opening import fetch_index
+from firsttouch.pipeline import Options, analyze, analyze_steps, detector_for
 from firsttouch.settings import Settings
 from firsttouch.source import Connections, open_source
 

@@ -27,7 +27,7 @@ from bench.origin import Origin
 from bench.report import print_report, spread, verdict
 from firsttouch.clock import Deadline
 from firsttouch.decode import GopDecoder
-from firsttouch.pipeline import HEAD_BYTES, TAIL_BYTES, fetch_index
+from firsttouch.opening import HEAD_BYTES, TAIL_BYTES, fetch_index
 from firsttouch.plan import Rates, make_plan
 from firsttouch.source import Connections, open_source
 

@@ -6,9 +6,9 @@ import numpy as np
 import orjson
 import pytest
 
+from firsttouch.analysis import STAGES, Analysis
 from firsttouch.answer import SCHEMA, to_challenge, to_json
 from firsttouch.carry import FrameAnswer
-from firsttouch.pipeline import STAGES, Analysis
 
 
 def frame(number: int, objects: int) -> FrameAnswer:

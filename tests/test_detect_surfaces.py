@@ -211,7 +211,7 @@ def test_pictures_stay_only_where_all_of_the_clip_can_be_worked_on(clip, monkeyp
     sparse.write(0, clip.read_bytes())
     index = read_index(sparse)
     object.__setattr__(index, "rotation", rotation)
-    rows = SimpleNamespace(first_row=0, stop_row=12, end_row=12)
+    rows = SimpleNamespace(first_row=0, stop_row=12, end_row=12, look_at=())
     chain = GopChain(index, sparse, rows, Rates(), skip_disposable=False, device=device, surfaces=taken)
     assert len(list(chain.advance())) > 0
     assert asked == ([stays] if device == "cuda" else [])

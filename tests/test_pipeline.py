@@ -8,10 +8,11 @@ import math
 import os
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -27,10 +28,14 @@ from firsttouch.errors import (
     SourceNotFound,
     UnsupportedScheme,
 )
-from firsttouch.pipeline import Analysis, Options, _differ, _Run, analyze, analyze_steps, analyze_sync, fetch_index
+from firsttouch.fetching import Fetching
+from firsttouch.index import read_index
+from firsttouch.opening import fetch_index
+from firsttouch.pipeline import Analysis, Options, analyze, analyze_steps, analyze_sync
 from firsttouch.plan import Plan, Rates, Step
 from firsttouch.ranges import ByteRange
-from firsttouch.source import MemorySource
+from firsttouch.replan import Planner, _differ
+from firsttouch.source import Facts, MemorySource
 from firsttouch.sparse import SparseBytes
 from firsttouch.work import Work
 from tests.clips import SHARED_CLIPS, Recipe, make_clip
@@ -98,17 +103,15 @@ def test_threads_wait_while_a_plan_is_made_again_and_say_when_they_are_over() ->
 
 
 def test_time_that_is_left_is_planned_for_once_and_only_where_something_was_left_out() -> None:
-    async def told(size: int) -> list[bool]:
-        call = _Run(Options(), NumberReader(), Deadline.after(LONG), Rates())
+    def told(size: int) -> list[str | None]:
+        nothing = SimpleNamespace(frames_decoded=0, keys_decoded=0, detections={}, motions={}, frames_followed=0)
+        planner = Planner(Options(), Rates(), MemorySource(b""), nothing, Stopwatch())
         clip = SimpleNamespace(index=SimpleNamespace(size=np.array([600, 400])))
-        plan = Plan((Step(0, 1, 2, (ByteRange(0, size),), (0,), 0.1),), 2, 1, 0.5, 1.0, 0.5)
-        before = call._time_is_left(clip, plan)
-        call.fetching = asyncio.create_task(asyncio.sleep(0))
-        await call.fetching
-        return [before, call._time_is_left(clip, plan), call._time_is_left(clip, plan)]
+        planner.use(Plan((Step(0, 1, 2, (ByteRange(0, size),), (0,), 0.1),), 2, 1, 0.5, 1.0, 0.5))
+        return [planner.see(clip, fetched=fetched) for fetched in (False, True, True)]
 
-    assert asyncio.run(told(600)) == [False, True, False]
-    assert asyncio.run(told(1000)) == [False, False, False]
+    assert told(600) == [None, "time left", None]
+    assert told(1000) == [None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -237,6 +240,87 @@ def test_partial_answers_grow(folder: Path) -> None:
     looked = [answer.frames_detected for answer in answers]
     assert looked == sorted(looked)
     assert len(answers[-1].frames) == 240
+
+
+@pytest.mark.parametrize(
+    "params", ["bframes=3:b-pyramid=normal", OPEN_GOP, "bframes=0"], ids=["b", "open", "no reordering"]
+)
+def test_partial_answers_hold_what_is_known_and_leave_the_last_one_as_it_is(params: str, folder: Path) -> None:
+    path = make_clip(Recipe(f"partial-{params[:8]}", frames=FRAMES, gop=24, params=params), folder)
+    reader = NumberReader()
+
+    async def steps() -> list[Analysis]:
+        return [step async for step in analyze_steps(path, options=Options(stride=8), detector=reader)]
+
+    *partial, last = asyncio.run(steps())
+    assert same_frames(last, run(path, stride=8))
+    assert len(set(reader.saw)) == len(reader.saw)
+    for answer in partial:
+        looked = detected(answer)
+        assert all(min(looked) <= frame.frame_number <= max(looked) for frame in answer.frames)
+
+
+def test_the_first_answer_waits_for_the_first_key_frame_and_for_nothing_else(folder: Path) -> None:
+    recipe = Recipe("far", frames=48, gop=24, params="bframes=3", container={"movflags": "faststart"})
+    data = make_clip(recipe, folder).read_bytes()
+    whole = SparseBytes(len(data))
+    whole.write(0, data)
+    key = read_index(whole).byte_range(0)
+
+    class Far(MemorySource):
+        """Gives index and first key frame, slowly, and nothing else ever."""
+
+        events: ClassVar[list[str]] = []
+
+        async def open(self, *, head: int = 0, tail: int = 0, deadline: Deadline) -> tuple[Facts, SparseBytes]:
+            opened = await super().open(head=key.start, tail=0, deadline=deadline)
+            self.bytes_per_second, self.round_trip_seconds = 1.0, 0.0
+            return opened
+
+        async def fetch_all(self, ranges: Sequence[ByteRange]) -> None:
+            if list(ranges) == [key]:
+                self.events.append("key asked")
+                await asyncio.sleep(0.05)
+                await super().fetch_all(ranges)
+                self.events.append("key came")
+            elif list(ranges) == [ByteRange(0, key.start)]:
+                await super().fetch_all(ranges)
+            else:
+                self.events.append("more asked")
+                await asyncio.Event().wait()
+
+    async def first() -> Analysis:
+        source = Far(data)
+        async with aclosing(analyze_steps(source, options=Options(), detector=NumberReader())) as steps:
+            return await anext(steps)
+
+    answer = asyncio.run(asyncio.wait_for(first(), LONG))
+    assert [(frame.frame_number, frame.how) for frame in answer.frames] == [(0, "detected")]
+    assert Far.events[:2] == ["key asked", "key came"]
+
+
+def test_a_first_key_frame_that_is_late_holds_nothing_up() -> None:
+    """Its connection may be dead: what the plan wants is asked for all the same."""
+    asked = asyncio.Event()
+
+    async def never(_: ByteRange) -> None:
+        await asyncio.Event().wait()
+
+    async def ask(_: Sequence[ByteRange]) -> None:
+        asked.set()
+
+    async def plan_after_the_key() -> None:
+        index = SimpleNamespace(key_rows=np.array([0]), byte_range=lambda row: ByteRange(0, 1000))
+        clip = SimpleNamespace(index=index, sparse=SparseBytes(2000), fetch="sparse", ends=())
+        fetching = Fetching(SimpleNamespace(fetch=never, fetch_all=ask), clip, Stopwatch(), lambda: None)
+        await fetching.first_key()
+        step = Step(0, 1, 2, (ByteRange(0, 2000),), (0,), 0.1)
+        link = Rates(bytes_per_second=20_000.0, round_trip_seconds=0.01)
+        fetching.plan(Plan((step,), 2, 1, 1.0, 1.0, 0.5), lambda: link)
+        await asked.wait()
+        await fetching.stop()
+
+    asyncio.run(asyncio.wait_for(plan_after_the_key(), 10.0))
 
 
 def test_cancelling_leaves_nothing_running(folder: Path) -> None:

@@ -31,6 +31,7 @@ from firsttouch.errors import (
 from firsttouch.netpolicy import Policy
 from firsttouch.ranges import ByteRange, gaps
 from firsttouch.source import Connections, Facts, FileSource, HttpSource, MemorySource, Source, open_source
+from firsttouch.source.arrivals import Arrivals
 from firsttouch.source.replies import Reply, fit_to_show, identity_of, parse_content_range
 from firsttouch.source.schedule import Pace, next_piece
 from firsttouch.sparse import SparseBytes
@@ -771,6 +772,17 @@ def test_a_warm_connection_is_used(
         assert server.counts().connections == 0
 
     run(go())
+
+
+def test_the_pace_of_a_link_is_that_of_the_last_half_second_in_which_bytes_came() -> None:
+    arrivals = Arrivals()
+    for number in range(11):
+        arrivals.add(number / 10, 1000 if number < 5 else 4000)
+    assert arrivals.bytes_per_second == pytest.approx(40_000)
+    arrivals.add(3.0, 1)
+    assert arrivals.bytes_per_second is None
+    arrivals.add(3.1, 500)
+    assert arrivals.bytes_per_second == pytest.approx(5000)
 
 
 def test_a_round_trip_of_silence_is_not_taken_for_a_slow_link(origin: Origin) -> None:

@@ -258,7 +258,7 @@ class Work:
     def _choose(self) -> Callable[[], None] | None:
         chain = self._decodable()
         leaf = bool(self._to_follow or self._to_detect)
-        if chain is not None and (not leaf or self._chain_first(chain)):
+        if chain is not None and (not leaf or (self.detections and self._chain_first(chain))):
             chain.busy = chain.started = True
             return lambda: self._decode(chain)
         if self._to_follow:

@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
 def describe(settings: Settings) -> list[dict[str, Any]]:
     """One row for each model that these settings load: what runs it, and how long a frame takes on one thread."""
     from firsttouch.detect import BUNDLED_MODEL
-    from firsttouch.pipeline import wish_for
+    from firsttouch.options import wish_for
 
     wish = wish_for(settings)
     rows = []

@@ -1,7 +1,7 @@
 """Bytes of a URL, a file or memory, by range, streamed into a SparseBytes.
 
-`base`: the contract. `replies`: what HTTP answers mean. `schedule`: what to ask next. `connections`: libcurl.
-`remote`: a URL. `local`: a file, or memory.
+`base`: the contract. `replies`: what HTTP answers mean. `schedule`: what to ask next. `arrivals`: how fast
+bytes come. `connections`: libcurl. `remote`: a URL. `local`: a file, or memory.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import zlib
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +24,7 @@ from firsttouch.errors import (
 )
 from firsttouch.netpolicy import Pinned, Policy
 from firsttouch.ranges import ByteRange, gaps
+from firsttouch.source.arrivals import Arrivals
 from firsttouch.source.base import DEFAULT_MAX_BYTES, HEAD_BYTES, TAIL_BYTES, Facts
 from firsttouch.source.connections import Connections, Link
 from firsttouch.source.replies import (
@@ -59,7 +59,6 @@ SMALL_TALK_BYTES = 64 * 1024
 """The body of an error or redirect is read up to this, which keeps the connection; beyond it is not worth it."""
 MEAGRE_BYTES, MEAGRE_ANSWERS = 4096, 16
 """A server may send less than was asked, but not a file in thousands of crumbs."""
-RATE_WINDOW_SECONDS = 0.5
 
 
 class _Dropped(Exception):
@@ -156,7 +155,7 @@ class HttpSource:
         self._judging = asyncio.Lock()
         self._resend: list[_Request] = []
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._arrivals: deque[tuple[float, int]] = deque()
+        self._arrivals = Arrivals()
         self._closed = False
 
     async def __aenter__(self) -> HttpSource:
@@ -241,11 +240,7 @@ class HttpSource:
     @property
     def bytes_per_second(self) -> float | None:
         """Body bytes over the time they took, within the last half second in which any came."""
-        if len(self._arrivals) < 2:
-            return None
-        span = self._arrivals[-1][0] - self._arrivals[0][0]
-        # The first entry only marks where the time begins.
-        return sum(count for _, count in self._arrivals) / span if span > 0.005 else None
+        return self._arrivals.bytes_per_second
 
     # ---- what is wanted ----
 
@@ -509,14 +504,9 @@ class HttpSource:
 
     def _count(self, request: _Request, count: int) -> None:
         """Every body byte counts, kept or not."""
-        now = asyncio.get_running_loop().time()
         self.bytes_fetched += count
-        request.touched = now
-        if self._arrivals and now - self._arrivals[-1][0] > RATE_WINDOW_SECONDS / 2:
-            self._arrivals.clear()  # the link was idle: that time says nothing about it
-        self._arrivals.append((now, count if self._arrivals else 0))
-        while now - self._arrivals[0][0] > RATE_WINDOW_SECONDS:
-            self._arrivals.popleft()
+        request.touched = asyncio.get_running_loop().time()
+        self._arrivals.add(request.touched, count)
 
     def _saw_first_byte(self, request: _Request) -> None:
         wait = request.link.wait_seconds
@@ -524,14 +514,9 @@ class HttpSource:
         request.touched = asyncio.get_running_loop().time()
         if wait is not None and (self.round_trip_seconds is None or wait < self.round_trip_seconds):
             self.round_trip_seconds = wait
-        self._leave_out_silence(request)
-
-    def _leave_out_silence(self, request: _Request) -> None:
-        """Where nothing else was on its way, the time since the last byte was a round trip, not the link's pace."""
         others = (other for other in self._running if other is not request)
-        if self._arrivals and all(other.link.wait_seconds is None for other in others):
-            silence = asyncio.get_running_loop().time() - self._arrivals[-1][0]
-            self._arrivals = deque((moment + silence, count) for moment, count in self._arrivals)
+        if all(other.link.wait_seconds is None for other in others):
+            self._arrivals.leave_out_silence(request.touched)  # nothing else was on its way
 
     def _check_end(self, request: _Request) -> None:
         """The answer has ended: with all that was promised?"""
@@ -622,7 +607,7 @@ class HttpSource:
         """Stop requests that have brought nothing for too long; what they lack is asked again."""
         now = asyncio.get_running_loop().time()
         impatience = min(IMPATIENCE_SECONDS + 4 * (self.round_trip_seconds or 0.0), self._stall_seconds)
-        flowing = bool(self._arrivals) and now - self._arrivals[-1][0] < impatience
+        flowing = self._arrivals.flowing(now, impatience)
         for request in list(self._running):
             link = request.link
             if link.address == "":

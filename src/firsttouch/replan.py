@@ -1,0 +1,116 @@
+"""The plan, made again when the rates turn out different from those it was made with, or when time is left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from .clock import Stopwatch
+from .opening import Clip
+from .options import MEGABYTE, Options
+from .plan import Plan, Rates, make_plan
+from .source import Source
+from .work import Work
+
+SLOW_LINK = 2.5e6
+"""Bytes a second: a link seen to be slower is believed at once, before its bytes go to a plan it cannot carry."""
+
+LINK_SECONDS = 0.3
+"""The link is judged after this much fetching: requests and windows begin slowly."""
+
+REPLAN_RATIO = 1.25
+"""A rate this far from the one planned with makes a new plan."""
+
+
+class Planner:
+    """The plan of one call, and the rates as this call sees them."""
+
+    def __init__(self, options: Options, rates: Rates, source: Source, work: Work, watch: Stopwatch) -> None:
+        self.plan: Plan | None = None
+        self.rates = rates
+        self._options, self._source, self._work, self._watch = options, source, work, watch
+        self._first_rates = self._planned_rates = rates
+        self._first_planned = 0.0
+        """When the first plan was made, seconds after the start."""
+        self._topped_up = 0
+        """The size of the plan that was last found to be fetched before its time."""
+
+    def make(self, clip: Clip, budget_seconds: float, *, only_better: bool = False) -> Plan | None:
+        """What fits the budget under the rates, given what is here and done; `use` it once the work goes by it.
+
+        `only_better`: what is planned is nearly done; None where more would not come well in time.
+        """
+        assert clip.index is not None
+        options = self._options
+        spare = self.rates.round_trip_seconds if only_better else 0.0
+        plan = make_plan(
+            clip.index,
+            self.rates,
+            budget_seconds - spare,
+            stride=options.stride,
+            every_frame=options.every_frame,
+            until_byte=int(options.fetch_mb * MEGABYTE) if clip.fetch == "head" else None,
+            have=clip.sparse.have(),
+            done=self._work.rows_done,
+        )
+        if only_better and self.plan is not None and plan.expected_quality <= self.plan.expected_quality:
+            return None
+        return plan
+
+    def use(self, plan: Plan) -> None:
+        self._first_planned = self._first_planned or self._watch.elapsed
+        self._planned_rates, self.plan = self.rates, plan
+
+    def see(self, clip: Clip, *, fetched: bool) -> Literal["other rates", "time left"] | None:
+        """Look at the rates: why another plan should be made, if it should. `fetched`: all of this one is here."""
+        self.rates = self.measured()
+        if self._options.every_frame or self._options.stride is not None or self.plan is None:
+            return None
+        assert clip.index is not None
+        if fetched and self._time_is_left(self.plan, int(clip.index.size.sum())):
+            return "time left"
+        if _differ(self.rates, self._planned_rates, self.plan):
+            return "other rates"
+        return None
+
+    def _time_is_left(self, plan: Plan, clip_bytes: int) -> bool:
+        """All bytes of a plan for less than the whole clip are here already: said once of each such plan."""
+        if self._topped_up == plan.size_bytes:
+            return False
+        self._topped_up = plan.size_bytes
+        return plan.size_bytes < clip_bytes
+
+    def measured(self) -> Rates:
+        """The rates as this run sees them; the earlier value where it has seen too little to tell."""
+        work, seconds, rates = self._work, self._watch.cpu_seconds, self._first_rates
+        decoded, looked, followed = work.frames_decoded, len(work.detections), len(work.motions)
+        # Computing time, not wall time: what a thread waits for the other one is no property of the frame. Against what
+        # the first rates foretold for just these frames: key frames cost more, and come first.
+        if decoded >= 24:
+            foretold = rates.decode_seconds(work.keys_decoded, decoded - work.keys_decoded)
+            rates = rates.decoding_times(seconds.get("decode", 0.0) / foretold)
+        if looked >= 6:
+            rates = replace(rates, detect_seconds=seconds.get("detect", 0.0) / looked)
+        if followed >= 6:
+            foretold = rates.follow_seconds(followed, work.frames_followed)
+            rates = rates.following_times(seconds.get("carry", 0.0) / foretold)
+        link = self._source.bytes_per_second
+        settled = self._first_planned > 0.0 and self._watch.elapsed - self._first_planned > LINK_SECONDS
+        if link is not None and (settled or link < SLOW_LINK):
+            rates = replace(rates, bytes_per_second=link)
+        if self._source.round_trip_seconds is not None:
+            rates = replace(rates, round_trip_seconds=self._source.round_trip_seconds)
+        return rates
+
+
+def _differ(measured: Rates, planned: Rates, plan: Plan) -> bool:
+    """Whether a rate that binds is far from the one planned with: a plan made again late costs what it drops."""
+    pairs = [(measured.bytes_per_second, planned.bytes_per_second)]
+    work_seconds = sum(step.cost_seconds for step in plan.steps) / planned.workers
+    if 2 * work_seconds > plan.size_bytes / measured.bytes_per_second:
+        pairs += [
+            (measured.decode_reference_seconds, planned.decode_reference_seconds),
+            (measured.detect_seconds, planned.detect_seconds),
+            (measured.flow_seconds, planned.flow_seconds),
+        ]
+    return any(max(a, b) > REPLAN_RATIO * min(a, b) for a, b in pairs)
