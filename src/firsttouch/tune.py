@@ -26,8 +26,8 @@ BELIEVED_RUNS, LEADER_RUNS = 2, 4
 LONGEST_SHARE = 0.25
 """Of the time left, for one run."""
 
-FIRST_UNCERTAINTY = 0.05
-"""How far predicted scores may be off before any run says so: as the worst in `python -m bench profiles`."""
+LEAST_UNCERTAINTY = 0.05
+"""How far predicted scores are taken to be off at least, few runs being fitted too well: as in `bench profiles`."""
 
 Values = Mapping[str, Any]
 """Settings by field name, in the form that `Settings` takes."""
@@ -141,7 +141,7 @@ class Correction:
     """What the runs so far say about the predicted scores: the factor they are off by, and how much is left then."""
 
     factor: float = 1.0
-    uncertainty: float = FIRST_UNCERTAINTY
+    uncertainty: float = LEAST_UNCERTAINTY
 
     @classmethod
     def of(cls, candidates: Iterable[Candidate]) -> Correction:
@@ -151,8 +151,7 @@ class Correction:
             return cls()
         factor = sum(measured for _, measured in pairs) / predicted_sum
         left = math.sqrt(sum((measured - factor * predicted) ** 2 for predicted, measured in pairs) / len(pairs))
-        # One run fits itself: until there are some, what is left is mostly what was expected before.
-        return cls(factor, (FIRST_UNCERTAINTY + left * len(pairs)) / (1 + len(pairs)))
+        return cls(factor, max(left, LEAST_UNCERTAINTY))
 
     def of_score(self, predicted: float) -> float:
         return min(1.0, self.factor * predicted)

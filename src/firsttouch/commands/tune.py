@@ -78,7 +78,7 @@ class Session:
 
     clips: list[Measured] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
-    ending: str = "interrupted"
+    ending: str = "Interrupted"
 
 
 def register(app: typer.Typer) -> None:
