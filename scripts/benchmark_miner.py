@@ -126,7 +126,7 @@ def table_of(runs: list[Run]) -> Table:
     table.add_row("fetched", *(f"{run.megabytes:.2f} MB in {run.requests} requests" for run in runs))
     for stage in STAGES:
         table.add_row(stage, *(f"{run.seconds[stage]:.2f} s" if stage in run.seconds else "-" for run in runs))
-    table.caption = "stages overlap: the total is less than their sum"
+    table.caption = "stages overlap: they need not add up to the total"
     table.add_row("decoded", *(f"{run.frames_decoded} frames ({run.video})" for run in runs))
     table.add_row("looked at", *(f"{run.frames_looked_at} frames" for run in runs))
     table.add_row("answered", *(f"{run.frames_answered} of {run.frame_count} frames" for run in runs))

@@ -245,15 +245,18 @@ def test_different_budgets_do_not_share_a_computation() -> None:
 
 def test_slow_writing_makes_the_next_deadlines_earlier_until_it_is_forgotten() -> None:
     service = Service.of(Settings(**OPEN, time_budget_s=2.0), FakeEngine())
+    analysis = engine_standin.analysis(CLIP, [])
     now = 100.0
     arrived = Stopwatch(clock=lambda: now)
 
-    def written_after_its_deadline(seconds: float) -> float:
-        """How long before the caller's deadline the engine's is, for the next job."""
+    def written_after_its_deadline(*seconds: float) -> float:
+        """How long before the caller's deadline the engine's is, for the job after one that was written so often."""
         nonlocal now
         job = service.job(arrived, CLIP)
-        now = job.deadline.moment + seconds
-        service.wrote(job)
+        service.desk.on_done(analysis)
+        for after in seconds:
+            now = job.deadline.moment + after
+            service.wrote(job)
         now = 100.0
         following = service.job(arrived, CLIP)
         assert following.deadline.moment + following.reserve_seconds == pytest.approx(102.0)
@@ -262,6 +265,7 @@ def test_slow_writing_makes_the_next_deadlines_earlier_until_it_is_forgotten() -
     assert written_after_its_deadline(0.2) == pytest.approx(0.2)
     assert written_after_its_deadline(60.0) == pytest.approx(0.25)  # a stalled machine takes no more
     assert written_after_its_deadline(-0.5) == pytest.approx(0.95 * 0.25)
+    assert written_after_its_deadline(*[0.01] * 60) == pytest.approx(0.95**2 * 0.25)  # sixty callers are one clip
     assert [written_after_its_deadline(0.01) for _ in range(100)][-1] == pytest.approx(0.05)
 
 
