@@ -138,14 +138,15 @@ def _short(candidates: Sequence[Candidate], seconds: float) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What the runs so far say about the predicted scores: the factor they are off by, and how much is left then."""
+    """What the runs so far say about the predicted scores: the factor they are off by, and how far from them, after
+    that, single runs still were (on a busy machine runs of the same settings differ, too)."""
 
     factor: float = 1.0
     uncertainty: float = LEAST_UNCERTAINTY
 
     @classmethod
     def of(cls, candidates: Iterable[Candidate]) -> Correction:
-        pairs = [(c.predicted.final, c.measured.final) for c in candidates if c.measured is not None]
+        pairs = [(c.predicted.final, run.final) for c in candidates for run in c.runs]
         predicted_sum = sum(predicted for predicted, _ in pairs)
         if predicted_sum <= 0:
             return cls()
