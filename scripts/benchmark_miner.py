@@ -74,7 +74,8 @@ def main(
         logging.warning("asked for %s, running on %s (%s)", device, detector.device, detector.runtime)
     console = Console(stderr=True)
     runs = [asyncio.run(measure(source, settings, mode, detector, 1 if quick else RUNS)) for mode in (asked, *others)]
-    console.print(table_of(runs, source))
+    console.print(source, highlight=False, soft_wrap=True)
+    console.print(table_of(runs))
     if len(runs) > 1:
         console.print(verdict(runs))
     machine = f"{platform.machine()} {platform.system()}, Python {platform.python_version()}"
@@ -120,11 +121,12 @@ def run_of(analysis: Analysis, mode: Fetch, settings: Settings, detector: Detect
     )
 
 
-def table_of(runs: list[Run], source: str) -> Table:
-    table = Table("", *(run.name for run in runs), title=source)
+def table_of(runs: list[Run]) -> Table:
+    table = Table("", *(run.name for run in runs))
     table.add_row("fetched", *(f"{run.megabytes:.2f} MB in {run.requests} requests" for run in runs))
     for stage in STAGES:
         table.add_row(stage, *(f"{run.seconds[stage]:.2f} s" if stage in run.seconds else "-" for run in runs))
+    table.caption = "stages overlap: they need not add up to the total"
     table.add_row("decoded", *(f"{run.frames_decoded} frames ({run.video})" for run in runs))
     table.add_row("looked at", *(f"{run.frames_looked_at} frames" for run in runs))
     table.add_row("answered", *(f"{run.frames_answered} of {run.frame_count} frames" for run in runs))

@@ -29,7 +29,9 @@ from firsttouch.pipeline import Analysis, Options, analyze, analyze_steps, detec
 from firsttouch.settings import Settings, load
 from firsttouch.source import Connections
 from tests.seeing import NumberReader, number_answered
+from tests.test_benchmark_miner import COMMANDS
 from tests.test_miner import GUIDE_BLOCK
+from tests.test_size import GUIDE_SIZES
 from tests.toy import BOXES, still_clip, toy_clip, toy_model
 
 GUIDE = Path(__file__).parents[2] / "shared" / "guide" / "SPEED_TRICK_GUIDE.md"
@@ -41,6 +43,8 @@ ENVIRONMENT: list[tuple[str, str, object]] = [
     ("PARTIAL_DOWNLOAD", "1", True),
     ("PARTIAL_DOWNLOAD_MB", "4", 4.0),
     ("PARTIAL_DOWNLOAD_MB", "2", 2.0),
+    ("PARTIAL_DOWNLOAD_MB", "3", 3.0),
+    ("PARTIAL_DOWNLOAD_MB", "5", 5.0),
     ("DEVICE", "cuda", "cuda"),
     ("DEVICE", "cpu", "cpu"),
     ("DEVICE", "mps", "mps"),
@@ -51,6 +55,7 @@ ENVIRONMENT: list[tuple[str, str, object]] = [
     ("BATCH_SIZE", "32", 32),
     ("FRAME_STRIDE", "5", 5),
     ("FRAME_STRIDE", "6", 6),
+    ("FRAME_STRIDE", "3", 3),
     ("PREFETCH_FRAMES", "128", 128),
     ("RAMP_UP", "1", True),
     ("RAMP_UP_FIRST_BATCH", "2", 2),
@@ -148,13 +153,46 @@ def test_every_environment_variable_is_read(
     assert row.allowed
 
 
-def test_the_table_above_has_every_setting_that_the_guide_names() -> None:
+@pytest.fixture(scope="module")
+def guide() -> str:
     if not GUIDE.exists():
         pytest.skip("the guide is not here")
-    named = set(re.findall(r"\b([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*)=[\w'\"]", GUIDE.read_text()))
-    named |= set(re.findall(r"^\s*([A-Z_]+): '", GUIDE.read_text(), re.MULTILINE))
-    assert named - {"STRIDE", "BUDGET"} <= {name for name, _, _ in ENVIRONMENT}
-    assert {"PARTIAL_DOWNLOAD", "USE_NVDEC", "IMG_SIZE"} <= named
+    return GUIDE.read_text()
+
+
+def test_the_table_above_has_every_setting_and_value_that_the_guide_names(guide: str) -> None:
+    rows = set(re.findall(r"\b([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*)=([\w.]+)", guide))
+    rows |= set(re.findall(r"^\s*([A-Z_]+): '([^']+)'", guide, re.MULTILINE))
+    for name, one, other in re.findall(r"`([A-Z_]+)` from (\d+) to (\d+)", guide):
+        rows |= {(name, one), (name, other)}
+    assert len(rows) > 30
+    sizing = {"STRIDE", "BUDGET"}  # the variables of its formula
+    assert {row for row in rows if row[0] not in sizing} <= {(name, text) for name, text, _ in ENVIRONMENT}
+
+
+def test_every_command_of_the_guide_is_run_by_a_test(guide: str) -> None:
+    lines = re.findall(r"^python scripts/.*?[^\\]$", guide, re.MULTILINE | re.DOTALL)
+    commands = {" ".join(line.partition("#")[0].replace("\\\n", " ").split()) for line in lines}
+    assert len(commands) == 3
+    assert commands == {" ".join(command.split()) for command in COMMANDS.values()}
+
+
+def test_every_line_that_the_guide_computes_is_in_the_sizing_test(guide: str) -> None:
+    computed = re.findall(r"^# STRIDE=(\d+), BUDGET=(\d+)s: .* = (\d+) frames", guide, re.MULTILINE)
+    defaults = re.findall(r"`STRIDE=(\d+), BUDGET=(\d+)s`: `PARTIAL_DOWNLOAD_MB=(\d+)`", guide)
+    assert len(computed) == len(defaults) == 3
+    assert {tuple(map(float, row)) for row in computed} == {row[:3] for row in GUIDE_SIZES}
+    assert {tuple(map(float, row)) for row in defaults} == {(*row[:2], row[4]) for row in GUIDE_SIZES}
+
+
+def test_every_log_line_of_the_guide_is_looked_for(guide: str) -> None:
+    quoted = set(re.findall(r'"((?:Downloading|Processed|Completed|Using) [^"]+)"', guide))
+    assert quoted == {
+        "Downloading first X MB",
+        "Processed 0 frames in X.Xs",
+        "Completed processing X frames in Y.Ys",
+        "Using NVDEC",
+    }
 
 
 def test_the_production_block_works_as_one(monkeypatch: pytest.MonkeyPatch, origin: Origin, model: Path) -> None:

@@ -53,6 +53,13 @@ def test_every_fifth_frame_alone_has_next_to_no_key_point_score(truth, pictures)
     assert score(scene.answer(range(0, 750, 5)), truth, pictures).keypoints.value == pytest.approx(0.0007, abs=0.0001)
 
 
+def test_lines_found_earlier_are_as_good_as_pictures(truth, pictures):
+    lines = {frame: find_lines(pictures(frame)) for frame in range(0, 750, 125)}
+    with_lines = judge(scene.answer(), truth, 1.0, 1.0, lines=lines)
+    assert with_lines.keypoints.lines == pytest.approx(score(scene.answer(), truth, pictures).keypoints.lines, abs=0.01)
+    assert judge(scene.answer(), truth, 1.0, 1.0, lines={}).keypoints.lines is None
+
+
 def test_the_first_40_frames_score_next_to_nothing_and_it_says_why(truth, pictures):
     result = score(scene.answer(range(40)), truth, pictures)
     assert result.final <= 0.035

@@ -22,10 +22,11 @@ from tests.toy import toy_clip
 CLIP_A = SHARED_CLIPS / "a_720p25_faststart.mp4"
 
 
-@pytest.mark.parametrize(
-    ("stride", "budget", "frames", "guide_mb", "default_mb"),
-    [(5, 2.0, 18, 0.9, 2), (3, 2.0, 30, 1.5, 3), (2, 3.0, 67, 3.375, 4)],
-)
+GUIDE_SIZES = [(5, 2.0, 18, 0.9, 2), (3, 2.0, 30, 1.5, 3), (2, 3.0, 67, 3.375, 4)]
+"""Stride, budget, the guide's frames and megabytes, and its safe default."""
+
+
+@pytest.mark.parametrize(("stride", "budget", "frames", "guide_mb", "default_mb"), GUIDE_SIZES)
 def test_the_guides_table_comes_out_as_it_says(
     stride: int, budget: float, frames: int, guide_mb: float, default_mb: int
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -40,8 +41,9 @@ from firsttouch.tune import (
     Machine,
     best_budget,
     candidate_values,
+    corrected,
+    explore,
     outlook,
-    over_clips,
     pareto,
     recommend,
     search,
@@ -109,9 +111,12 @@ def test_candidates_keep_to_the_deadline() -> None:
     assert any(values["time_budget_s"] == 1.3 for values in candidate_values(1.3))
 
 
-def candidate(name: int, seconds: float, final: float, measured: Prediction | None = None) -> Candidate:
-    prediction = replace(judged(1.0, 0.9, seconds, pitch=True, fastest=1.0), final=final)
-    return Candidate({"frame_stride": name}, prediction, measured)
+def prediction(seconds: float, final: float) -> Prediction:
+    return replace(judged(1.0, 0.9, seconds, pitch=True, fastest=1.0), final=final)
+
+
+def candidate(name: int, seconds: float, final: float, *runs: Prediction) -> Candidate:
+    return Candidate({"frame_stride": name}, prediction(seconds, final), runs)
 
 
 def test_the_front_holds_what_no_other_beats() -> None:
@@ -123,25 +128,103 @@ def test_the_front_holds_what_no_other_beats() -> None:
 
 
 def test_measured_values_count_before_predicted_ones() -> None:
-    worse = replace(candidate(1, 1.0, 0.9).predicted, final=0.3, seconds=2.0)
-    candidates = [candidate(1, 1.0, 0.9, measured=worse), candidate(2, 1.2, 0.8)]
+    candidates = [candidate(1, 1.0, 0.9, prediction(2.0, 0.3)), candidate(2, 1.2, 0.8)]
     assert pareto(candidates)[0].values["frame_stride"] == 2
     assert recommend(candidates).values["frame_stride"] == 1  # the only one that was run
     sure = sureness(candidates)
-    assert sure.runs == 1
+    assert (sure.settings, sure.runs) == (1, 1)
     assert sure.seconds_error == pytest.approx(1.0)
     assert sure.score_error == pytest.approx(0.6)
+    assert "the only run" in str(sure)
     assert "predictions only" in str(sureness([candidate(1, 1.0, 0.5)]))
 
 
-def test_several_clips_are_averaged() -> None:
-    [joined] = over_clips([[candidate(1, 1.0, 0.4)], [candidate(1, 2.0, 0.8)]])
-    assert (joined.predicted.seconds, joined.predicted.final) == (1.5, pytest.approx(0.6))
-    assert joined.measured is None
+def test_one_lucky_run_does_not_outweigh_the_median() -> None:
+    lucky = candidate(1, 2.0, 0.6, *(prediction(2.0, final) for final in (0.9, 0.5, 0.5)))
+    steady = candidate(2, 2.0, 0.6, *(prediction(2.0, final) for final in (0.61, 0.6, 0.59)))
+    assert recommend([lucky, steady]) is steady
+    assert "no more than runs differ" in str(sureness([lucky, candidate(2, 2.0, 0.6, prediction(2.0, 0.49))]))
+    assert "more than runs differ" in str(sureness([steady, candidate(1, 2.0, 0.6, prediction(2.0, 0.4))]))
+
+
+def explored(
+    candidates: list[Candidate], truth: Mapping[int, Sequence[float]], *, seconds: float = 1000.0
+) -> tuple[bool, list[int]]:
+    """Whether it ended by itself, and what was run: every run gives the next of its score, and takes its seconds."""
+    left, ran, scores = seconds, [], {name: iter([*values, *values[-1:] * 100]) for name, values in truth.items()}
+
+    async def run(one: Candidate) -> Prediction:
+        nonlocal left
+        left -= one.predicted.seconds
+        ran.append(one.values["frame_stride"])
+        return prediction(one.predicted.seconds, next(scores[ran[-1]]))
+
+    return asyncio.run(explore(candidates, run, lambda: max(0.0, left))), ran
+
+
+def test_the_best_is_found_though_predictions_are_off_by_a_factor() -> None:
+    predicted = {1: 0.70, 2: 0.69, 3: 0.66, 4: 0.50, 5: 0.30}
+    truth = {1: (0.50,), 2: (0.49,), 3: (0.55,), 4: (0.36,), 5: (0.21,)}
+    candidates = [candidate(name, 2.0, final) for name, final in predicted.items()]
+    enough, ran = explored(candidates, truth)
+    assert enough
+    assert ran[:2] == [1, 1]  # the best foretold, and once more before it is believed
+    assert recommend(candidates).values["frame_stride"] == 3
+    assert ran.count(3) == 4  # whose spread is then known
+    assert not {4, 5} & set(ran)  # by as much as the others were off, these cannot win
+
+
+def test_a_lucky_leader_is_run_again_before_it_is_believed() -> None:
+    candidates = [candidate(1, 2.0, 0.60), candidate(2, 2.0, 0.59)]
+    explored(candidates, {1: (0.60,), 2: (0.70, 0.55)})
+    assert len(candidates[1].runs) > 1
+    assert recommend(candidates).values["frame_stride"] == 1
+
+
+def test_what_takes_long_is_run_only_with_much_time_left() -> None:
+    slow_and_fast = [candidate(1, 20.0, 0.60), candidate(2, 2.0, 0.55), candidate(3, 2.0, 0.54)]
+    _, ran = explored(list(slow_and_fast), {1: (0.6,), 2: (0.5,), 3: (0.5,)}, seconds=30.0)
+    assert ran[0] == 2
+    assert 1 not in ran
+    _, ran = explored(list(slow_and_fast), {1: (0.6,), 2: (0.5,), 3: (0.5,)}, seconds=300.0)
+    assert ran[0] == 1
+
+
+def test_time_that_is_over_leaves_one_run_at_least_and_says_so() -> None:
+    candidates = [candidate(1, 2.0, 0.60), candidate(2, 1.0, 0.59)]
+    assert explored(candidates, {1: (0.5,), 2: (0.5,)}, seconds=0.0) == (False, [2])
+    assert recommend(candidates).values["frame_stride"] == 2
+
+
+def test_what_was_known_when_it_was_cancelled_is_kept() -> None:
+    candidates = [candidate(1, 2.0, 0.60), candidate(2, 2.0, 0.59)]
+
+    async def run(one: Candidate) -> Prediction:
+        if candidates[0].runs:
+            raise asyncio.CancelledError
+        return prediction(2.0, 0.5)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(explore(candidates, run, lambda: 10.0))
+    assert [len(one.runs) for one in candidates] == [1, 0]
+
+
+def test_what_was_not_run_is_shown_as_the_runs_say() -> None:
+    halved = corrected([candidate(1, 2.0, 0.8, prediction(2.0, 0.4)), candidate(2, 2.0, 0.6)])
+    assert halved[0].predicted.final == 0.8
+    assert halved[1].predicted.final == pytest.approx(0.3)
+
+
+def test_several_clips_are_averaged(index: Index) -> None:
+    slow = replace(MACHINE, rates=replace(MACHINE.rates, bytes_per_second=500_000.0))
+    each = [search([(index, machine)]) for machine in (MACHINE, slow)]
+    both = search([(index, MACHINE), (index, slow)])
+    for one, other, joined in zip(*each, both, strict=True):
+        assert joined.predicted.final == pytest.approx((one.predicted.final + other.predicted.final) / 2)
 
 
 def test_search_prefers_spread_frames_to_a_prefix_on_a_long_clip(index: Index) -> None:
-    candidates = search(index, MACHINE)
+    candidates = search([(index, MACHINE)])
     assert len({c.name for c in candidates}) == len(candidates)
     best = max(candidates, key=lambda c: c.predicted.final)
     assert best.predicted.coverage > 0.9
@@ -162,7 +245,7 @@ def test_auto_deadline_is_the_budget_that_tune_rates_best(index: Index, bytes_pe
     machine = replace(MACHINE, rates=replace(MACHINE.rates, bytes_per_second=bytes_per_second))
     auto = {
         c.values["time_budget_s"]: c.predicted.final
-        for c in search(index, machine)
+        for c in search([(index, machine)])
         if c.values["frame_stride"] == "auto"
     }
     assert auto[best_budget(index, machine, Choice())] == pytest.approx(max(auto.values()), abs=0.001)
@@ -235,7 +318,7 @@ def test_the_command_prints_a_ready_env_and_a_picture(tmp_path: Path, monkeypatc
         "predictions were off by",
     ):
         assert words in result.stderr
-    assert re.search(r"^# \d+ settings were run; predictions were off by \d", result.stdout, re.MULTILINE)
+    assert re.search(r"^# \d+ runs of \d+ settings; predictions were off by \d", result.stdout, re.MULTILINE)
     assert plot.read_bytes()[:4] == b"\x89PNG"
     ready = tmp_path / "ready.env"
     ready.write_text(result.stdout)

@@ -85,12 +85,11 @@ def frame_bodies(frames: Sequence[FrameAnswer]) -> Iterator[dict[str, Any]]:
 
 def to_challenge(analysis: Analysis, challenge_id: str, processing_time: float) -> bytes:
     """The answer to `POST /soccer/challenge`: compact, two decimals, 32 key points in every frame."""
-    head, tail = around_frames(challenge_id, processing_time)
-    return head + challenge_frames(analysis.frames) + tail
+    return challenge_start(analysis.frames) + challenge_end(challenge_id, processing_time)
 
 
-def challenge_frames(frames: Sequence[FrameAnswer]) -> bytes:
-    """The list of a challenge's frames: the same for all who ask for one clip."""
+def challenge_start(frames: Sequence[FrameAnswer]) -> bytes:
+    """A challenge's answer up to its last frame: the same for all who ask for one clip."""
     bodies = [
         {
             "frame_number": frame.frame_number,
@@ -102,13 +101,12 @@ def challenge_frames(frames: Sequence[FrameAnswer]) -> bytes:
         }
         for frame, (ids, class_ids, _, xyxy, keypoints) in zip(frames, _rows(frames, 2), strict=True)
     ]
-    return dumps(bodies)
+    return b'{"frames":' + dumps(bodies)
 
 
-def around_frames(challenge_id: str, processing_time: float) -> tuple[bytes, bytes]:
-    """What stands before and after the list of frames: the part that is one caller's own."""
-    seconds = dumps(round(processing_time, 4))
-    return b'{"challenge_id":%b,"frames":' % dumps(challenge_id), b',"processing_time":%b}' % seconds
+def challenge_end(challenge_id: str, processing_time: float) -> bytes:
+    """What follows the frames: the part that is one caller's own."""
+    return b',"challenge_id":%b,"processing_time":%b}' % (dumps(challenge_id), dumps(round(processing_time, 4)))
 
 
 def _rows(frames: Sequence[FrameAnswer], keypoint_values: int) -> Iterator[tuple[Any, ...]]:

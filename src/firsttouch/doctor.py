@@ -256,7 +256,7 @@ def _decoder_finding(analysis: Analysis, settings: Settings) -> Finding:
         settings.device == "cuda" or settings.origin("use_nvdec") not in ("default", "profile")
     )
     took = analysis.stage_seconds.get("decode", 0.0)
-    seconds = f"software, {took:.2f} CPU seconds for {analysis.frames_decoded} frames"
+    seconds = f"software, {took:.2f} s of decoding (all threads) for {analysis.frames_decoded} frames"
     if wished:
         why = "the driver or the codec refused" if has_gpu() else "there is no GPU here"
         return Finding(

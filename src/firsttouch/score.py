@@ -9,7 +9,7 @@ which is what the draw expects.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,8 @@ Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Pictures = Callable[[int], "NDArray[np.uint8] | None"]
 """Frame number to BGR picture; None when the clip has no such frame."""
+Lines = Mapping[int, Floats]
+"""The pitch lines of some frames' pictures, (K, 4) in pixels, by frame number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ def judge(
     fastest: float | None = None,
     *,
     pictures: Pictures | None = None,
+    lines: Lines | None = None,
     judged: Sequence[int] | None = None,
     version: str = LATEST,
     line_frames: int | None = LINE_FRAMES,
@@ -133,7 +136,8 @@ def judge(
 
     `seconds` from request to the last byte of the answer; `fastest` is that of the fastest answer (None: ours).
     `judged` are the frames that look like a pitch (None: every frame of the truth's clip). Without `pictures`
-    the line term is unknown, and taken as 0.5. `line_frames=None` looks for lines in every picture.
+    the line term is unknown, and taken as 0.5. `line_frames=None` looks for lines in every picture. `lines` are those
+    of `clip_lines`, instead of pictures, for who judges many answers of one clip.
     """
     if version not in FORMULAS:
         raise SettingsError(f"no formula {version!r}", hint=f"there are {', '.join(FORMULAS)}")
@@ -141,7 +145,7 @@ def judge(
     frames = np.array(sorted(judged) if judged is not None else range(truth.frame_count), np.int64)
     looked_at = answer.only(frames)
     bbox = bbox_terms(looked_at, truth, frames)
-    keypoints = keypoint_terms(looked_at, frames, pictures, line_frames, formula)
+    keypoints = keypoint_terms(looked_at, frames, pictures, line_frames, formula, lines)
     speed = formula.speed(seconds, seconds if fastest is None else fastest, bbox.value)
     final = formula.final(bbox.value, keypoints.value, speed)
     losses = _losses(formula, bbox, keypoints, speed, seconds, fastest)
@@ -243,6 +247,7 @@ def keypoint_terms(
     pictures: Pictures | None = None,
     line_frames: int | None = LINE_FRAMES,
     formula: Formula = FORMULAS[LATEST],
+    lines: Lines | None = None,
 ) -> KeypointTerms:
     """The key-point score over the judged `frames`, for an answer that holds only those.
 
@@ -261,7 +266,7 @@ def keypoint_terms(
     terms = KeypointTerms(
         value=0.0,
         homography=_mean([qualities[r] for r in rows]),
-        lines=_line_term(answer, valid, rows, pictures, line_frames),
+        lines=_line_term(answer, valid, rows, pictures, line_frames, lines),
         inside=_mean([_share_inside(boxes[r], homographies[r]) for r in rows]),
         stability=_mean(stability[segment[rows]]),
         plausibility=_mean(plausibility[segment[rows]]),
@@ -450,21 +455,37 @@ def _sigmoid(distance: float) -> float:
 
 
 def _line_term(
-    answer: Labels, valid: Flags, rows: NDArray[np.int64], pictures: Pictures | None, most: int | None
+    answer: Labels,
+    valid: Flags,
+    rows: NDArray[np.int64],
+    pictures: Pictures | None,
+    most: int | None,
+    lines: Lines | None,
 ) -> float | None:
-    """L, over frames spread evenly; None without pictures."""
-    if pictures is None:
-        return None
-    spread = np.linspace(0, len(rows) - 1, min(len(rows), most or len(rows)))
-    chosen = rows[spread.astype(int)]
+    """L, over frames spread evenly; None without pictures or lines."""
+    if lines is None and pictures is not None:
+        spread = np.linspace(0, len(rows) - 1, min(len(rows), most or len(rows)))
+        lines = _lines_in(pictures, answer.frame_numbers[rows[spread.astype(int)]])
     size = np.array([answer.width, answer.height], np.float64)
     values = []
-    for row in chosen:
-        picture = pictures(int(answer.frame_numbers[row]))
-        if picture is not None:
+    for row in rows:
+        found = (lines or {}).get(int(answer.frame_numbers[row]))
+        if found is not None:
             points = answer.keypoints[row, valid[row], :2] / size
-            values.append(line_score(points, find_lines(picture) / np.tile(size, 2)))
+            values.append(line_score(points, found / np.tile(size, 2)))
     return _mean(values) if values else None
+
+
+def _lines_in(pictures: Pictures, numbers: Iterable[int]) -> Lines:
+    """The lines of those of these frames that there is a picture of."""
+    seen = ((int(number), pictures(int(number))) for number in numbers)
+    return {number: find_lines(picture) for number, picture in seen if picture is not None}
+
+
+def clip_lines(clip: str, frame_count: int, most: int = LINE_FRAMES) -> Lines:
+    """The lines in `most` pictures of a local clip, evenly spread. Raises SettingsError when it cannot be opened."""
+    numbers = np.linspace(0, frame_count - 1, min(most, frame_count)).astype(int)
+    return _lines_in(clip_pictures(clip), numbers.tolist())
 
 
 def line_score(points: Floats, lines: Floats) -> float:

@@ -1,13 +1,13 @@
 """The search behind `firsttouch tune`: settings, what they would take and score on a clip, and the Pareto front.
 
 Plain functions over an index and measured rates; the plan is the pipeline's own, so the search sees what a run
-would do. `commands.tune` measures the rates, runs the best candidates for real and says how far this was off.
+would do. `explore` decides what is run for real and when it is enough; `commands.tune` measures, runs and prints.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,15 @@ from firsttouch.settings import Settings
 
 STRIDES = (3, 5, 8, 12, 18, 25)
 PREFIX_MB = (1.0, 2.0, 4.0, 8.0)
+
+BELIEVED_RUNS, LEADER_RUNS = 2, 4
+"""A new leader is run once more before it is believed; who leads in the end so often that its spread is known."""
+
+LONGEST_SHARE = 0.25
+"""Of the time left, for one run."""
+
+LEAST_UNCERTAINTY = 0.05
+"""How far predicted scores are taken to be off at least, few runs being fitted too well: as in `bench profiles`."""
 
 Values = Mapping[str, Any]
 """Settings by field name, in the form that `Settings` takes."""
@@ -36,12 +45,16 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One set of settings and what it should do; `measured` once it was run."""
+    """One set of settings, what it should do, and what it did whenever it was run."""
 
     values: Values
     predicted: Prediction
-    measured: Prediction | None = None
-    spread_seconds: float = 0.0
+    runs: tuple[Prediction, ...] = ()
+
+    @property
+    def measured(self) -> Prediction | None:
+        """The run with the median score; of two the lower."""
+        return sorted(self.runs, key=lambda run: run.final)[(len(self.runs) - 1) // 2] if self.runs else None
 
     @property
     def best_known(self) -> Prediction:
@@ -68,12 +81,89 @@ def candidate_values(deadline: float | None) -> Iterator[Values]:
 
 
 def search(
-    index: Index, machine: Machine, deadline: float | None = None, fastest: float = FASTEST_SECONDS
+    clips: Sequence[tuple[Index, Machine]], deadline: float | None = None, fastest: float = FASTEST_SECONDS
 ) -> list[Candidate]:
-    """Every candidate with its prediction for this clip."""
+    """Every candidate with its prediction, the mean over the clips."""
     return [
-        Candidate(values, outlook(index, machine, settings_of(values).choice, fastest))
+        Candidate(values, mean([outlook(*clip, settings_of(values).choice, fastest) for clip in clips]))
         for values in candidate_values(deadline)
+    ]
+
+
+async def explore(
+    candidates: list[Candidate],
+    run: Callable[[Candidate], Awaitable[Prediction]],
+    seconds_left: Callable[[], float],
+) -> bool:
+    """Run candidates in the list, the most promising first, at least one; True when no other could win any more.
+
+    Where it is stopped, by its time or by a cancellation, the list holds what is known so far.
+    """
+    while (at := next_run(candidates, seconds_left())) is not None:
+        if seconds_left() <= 0 and any(candidate.runs for candidate in candidates):
+            return False
+        outcome = await run(candidates[at])
+        candidates[at] = replace(candidates[at], runs=(*candidates[at].runs, outcome))
+    return True
+
+
+def next_run(candidates: Sequence[Candidate], seconds_left: float) -> int | None:
+    """Which candidate to run next: a new leader once more, then whoever could still beat it, then the leader again.
+
+    Could still beat it: by its prediction, corrected by how far those of the others were off, and as uncertain as that
+    left them. What takes longer than the leader and than a quarter of the time left is not run: several others could
+    be. None: nobody could, and the leader's spread is known.
+    """
+    longest = seconds_left * LONGEST_SHARE
+    if not any(candidate.runs for candidate in candidates):
+        return max(_short(candidates, longest), key=lambda at: candidates[at].predicted.final)
+    best = recommend(candidates)
+    leader = next(at for at, candidate in enumerate(candidates) if candidate is best)
+    if len(best.runs) < BELIEVED_RUNS:
+        return leader
+    correction = Correction.of(candidates)
+    short = _short(candidates, max(longest, best.best_known.seconds))
+    hopes = {at: correction.of_score(candidates[at].predicted.final) for at in short if not candidates[at].runs}
+    hope = max(hopes, key=lambda at: hopes[at], default=None)
+    if hope is not None and hopes[hope] + correction.uncertainty > best.best_known.final:
+        return hope
+    return leader if len(best.runs) < LEADER_RUNS else None
+
+
+def _short(candidates: Sequence[Candidate], seconds: float) -> list[int]:
+    """Those that should not take longer than this, or else the shortest."""
+    least = min(candidate.predicted.seconds for candidate in candidates)
+    return [at for at, c in enumerate(candidates) if c.predicted.seconds <= max(seconds, least)]
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What the runs so far say about the predicted scores: the factor they are off by, and how far from them, after
+    that, single runs still were (on a busy machine runs of the same settings differ, too)."""
+
+    factor: float = 1.0
+    uncertainty: float = LEAST_UNCERTAINTY
+
+    @classmethod
+    def of(cls, candidates: Iterable[Candidate]) -> Correction:
+        pairs = [(c.predicted.final, run.final) for c in candidates for run in c.runs]
+        predicted_sum = sum(predicted for predicted, _ in pairs)
+        if predicted_sum <= 0:
+            return cls()
+        factor = sum(measured for _, measured in pairs) / predicted_sum
+        left = math.sqrt(sum((measured - factor * predicted) ** 2 for predicted, measured in pairs) / len(pairs))
+        return cls(factor, max(left, LEAST_UNCERTAINTY))
+
+    def of_score(self, predicted: float) -> float:
+        return min(1.0, self.factor * predicted)
+
+
+def corrected(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The same, with what the runs say about the predictions of those that were not run."""
+    correction = Correction.of(candidates)
+    return [
+        c if c.runs else replace(c, predicted=replace(c.predicted, final=correction.of_score(c.predicted.final)))
+        for c in candidates
     ]
 
 
@@ -125,22 +215,6 @@ def pareto(candidates: Iterable[Candidate]) -> list[Candidate]:
     return front
 
 
-def over_clips(per_clip: Sequence[Sequence[Candidate]]) -> list[Candidate]:
-    """The same candidates on several clips as one list of means."""
-    joined = []
-    for same in zip(*per_clip, strict=True):
-        measured = [c.measured for c in same if c.measured is not None]
-        joined.append(
-            replace(
-                same[0],
-                predicted=mean([c.predicted for c in same]),
-                measured=mean(measured) if len(measured) == len(same) else None,
-                spread_seconds=max(c.spread_seconds for c in same),
-            )
-        )
-    return joined
-
-
 def mean(predictions: Sequence[Prediction]) -> Prediction:
     """Field by field."""
     names = Prediction.__slots__
@@ -149,35 +223,56 @@ def mean(predictions: Sequence[Prediction]) -> Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Sureness:
-    """How far the predictions were from the runs: mean absolute errors, and how far apart runs were."""
+    """How far to believe the recommendation.
 
+    Mean absolute errors of the predictions; the recommended settings' scores; their lead over the next best settings
+    that were run.
+    """
+
+    settings: int
     runs: int
     seconds_error: float
     score_error: float
-    spread_seconds: float
+    scores: tuple[float, ...]
+    lead: float | None
 
     def __str__(self) -> str:
         if self.runs == 0:
             return "nothing was run: these are predictions only"
+        low, high, times = min(self.scores), max(self.scores), len(self.scores)
         return (
-            f"{self.runs} settings were run; predictions were off by {self.seconds_error:.2f} s and "
-            f"{self.score_error:.2f} points on average, runs of the same settings differed by up to "
-            f"{self.spread_seconds:.2f} s"
+            f"{self.runs} runs of {self.settings} settings; predictions were off by {self.seconds_error:.2f} s and "
+            f"{self.score_error:.2f} points on average; the recommended settings scored "
+            + (
+                f"{low:.3f} to {high:.3f} in {times} runs"
+                if times > 1
+                else f"{low:.3f} in the only run there was time for"
+            )
+            + self._lead_text(high - low)
         )
 
+    def _lead_text(self, spread: float) -> str:
+        if self.lead is None:
+            return ", and nothing else was run"
+        sure = "more than" if self.lead > spread and len(self.scores) > 1 else "no more than"
+        return f", {self.lead:.3f} above the next best, which is {sure} runs differ"
 
-def sureness(candidates: Iterable[Candidate]) -> Sureness:
+
+def sureness(candidates: Sequence[Candidate]) -> Sureness:
     run = [(c, c.measured) for c in candidates if c.measured is not None]
     count = max(1, len(run))
+    ranked = sorted((m.final for _, m in run), reverse=True)
     return Sureness(
         len(run),
+        sum(len(c.runs) for c, _ in run),
         sum(abs(c.predicted.seconds - m.seconds) for c, m in run) / count,
         sum(abs(c.predicted.final - m.final) for c, m in run) / count,
-        max((c.spread_seconds for c, _ in run), default=0.0),
+        tuple(one.final for one in recommend(candidates).runs),
+        ranked[0] - ranked[1] if len(ranked) > 1 else None,
     )
 
 
 def recommend(candidates: Sequence[Candidate]) -> Candidate:
     """The highest score among those that were run, or of all when none was; the faster of equals."""
-    run = [c for c in candidates if c.measured is not None] or list(candidates)
+    run = [c for c in candidates if c.runs] or list(candidates)
     return max(run, key=lambda c: (round(c.best_known.final, 3), -c.best_known.seconds))

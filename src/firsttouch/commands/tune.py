@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -13,8 +14,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from firsttouch.answer import to_challenge
 from firsttouch.clock import Deadline, Stopwatch
 from firsttouch.detect import Detector
+from firsttouch.download import download_video_partial
 from firsttouch.errors import DeadlineExceeded, SettingsError
 from firsttouch.index import Index
 from firsttouch.labels import Labels, from_frames
@@ -22,6 +25,7 @@ from firsttouch.measure import agreement
 from firsttouch.pipeline import Analysis, Options, analyze, detector_for
 from firsttouch.plan import make_plan
 from firsttouch.predict import ANSWER_SECONDS, FASTEST_SECONDS, Choice, Prediction, judged
+from firsttouch.score import Lines, clip_lines, judge
 from firsttouch.settings import env_text, load
 from firsttouch.size import read_whole_index, settle
 from firsttouch.source import Connections, open_source
@@ -29,7 +33,9 @@ from firsttouch.tune import (
     Candidate,
     Machine,
     best_budget,
-    over_clips,
+    corrected,
+    explore,
+    mean,
     pareto,
     recommend,
     search,
@@ -38,23 +44,41 @@ from firsttouch.tune import (
 )
 
 OPEN_SECONDS = 30.0
+WARM_UP_SECONDS = 1.0
 CALIBRATION_STRIDE = 12
+LEAST_RUNNING_SHARE = 0.5
+"""Of the minutes, for running settings, however long the measuring before has taken."""
 DISK_BYTES_PER_SECOND = 1e9
 """A local file has no link to measure: taken to be no limit."""
-RUNS = 2
+MAX_CLIP_BYTES = 500_000_000
+LINE_PICTURES = 50
+"""Pictures of the clip in which pitch lines are looked for, at 20 ms each: the judge's key-point score needs them."""
 
-console = Console(stderr=True)
+console = Console(stderr=True, highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One clip, what this machine and link did with it, and the answer that looked at every frame."""
+    """One clip, what this machine and link did with it, and what its answers are judged by.
+
+    `reference` is our own answer that looked at every frame, as in `python -m bench profiles`.
+    """
 
     name: str
     index: Index
     cold_seconds: float
     machine: Machine
     reference: Labels
+    lines: Lines
+
+
+@dataclass(slots=True)
+class Session:
+    """What is known so far, also when it is interrupted."""
+
+    clips: list[Measured] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+    ending: str = "Interrupted"
 
 
 def register(app: typer.Typer) -> None:
@@ -62,60 +86,94 @@ def register(app: typer.Typer) -> None:
     def tune(
         sources: Annotated[list[str], typer.Argument(help="clips as the service will get them", show_default=False)],
         deadline: Annotated[float | None, typer.Option(min=0.1, help="no answer may be later")] = None,
-        minutes: Annotated[float, typer.Option(min=0.05, help="how long to measure")] = 1.0,
+        minutes: Annotated[
+            float, typer.Option(min=0.05, help="how long to measure and run; at least half of it to run")
+        ] = 1.0,
         fastest: Annotated[float, typer.Option(help="seconds of the fastest competitor")] = FASTEST_SECONDS,
         plot: Annotated[Path, typer.Option(help="draw time against score into this PNG")] = Path("tune.png"),
     ) -> None:
-        """Measure, search, and print the best settings as a ready .env (on stdout: firsttouch tune URL > .env)."""
+        """Measure, search, and print the best settings as a ready .env (on stdout: firsttouch tune URL > .env).
+
+        Ctrl-C ends it early, with what is known by then.
+        """
         _pyplot()  # before a minute of work, not after it
-        clips, candidates = asyncio.run(_tune(sources, deadline, Deadline.after(minutes * 60), fastest))
-        front, best, sure = pareto(candidates), recommend(candidates), str(sureness(candidates))
-        console.print(_rates_table(clips))
+        found = Session()
+        asyncio.run(_tune(found, sources, deadline, minutes * 60, fastest))
+        shown, sure = corrected(found.candidates), str(sureness(found.candidates))
+        front, best = pareto(shown), recommend(shown)
+        console.print(_rates_table(found.clips))
         console.print(_front_table(front, best))
-        console.print(sure, highlight=False)
-        draw(candidates, front, plot)
-        console.print(f"wrote {plot}", highlight=False, soft_wrap=True)
+        console.print(f"{sure}. {found.ending}.", soft_wrap=True)
+        draw(shown, front, plot)
+        console.print(f"wrote {plot}", soft_wrap=True)
         comment = f"{_comment(best)}\n{sure}"
         typer.echo(env_text({"profile": "complete", **best.values, **_warm(sources)}, comment), nl=False)
 
 
-async def _tune(
-    sources: Sequence[str], deadline: float | None, until: Deadline, fastest: float
-) -> tuple[list[Measured], list[Candidate]]:
-    """Predict every candidate, then run the Pareto front for real, the most promising first, while there is time."""
-    detector = detector_for(load())
+async def _tune(found: Session, sources: Sequence[str], deadline: float | None, seconds: float, fastest: float) -> None:
+    """Measure the clips, predict every candidate, then run them while there is time and one could still win."""
+    detector, watch, until = detector_for(load()), Stopwatch(), Deadline.after(seconds)
+
+    def say(text: str) -> None:
+        console.print(f"{watch.elapsed:4.0f} s  {text}", soft_wrap=True)
+
     async with Connections() as connections:
-        console.print("measuring the link, the machine and the answer that looks at every frame ...")
-        clips = [await _measure(name, detector, connections) for name in sources]
-        per_clip = [search(clip.index, clip.machine, deadline, fastest) for clip in clips]
-        means = over_clips(per_clip)
-        front = {candidate.name for candidate in pareto(means)}
-        by_score = sorted(range(len(means)), key=lambda at: -means[at].predicted.final)
-        for count, at in enumerate(at for at in by_score if means[at].name in front):
-            if until.passed and count:
-                break
-            console.print(f"running {means[at].name}", highlight=False, soft_wrap=True)
-            for clip, candidates in zip(clips, per_clip, strict=True):
-                candidates[at] = await _run(candidates[at], clip, detector, connections, fastest)
-    return clips, over_clips(per_clip)
+
+        async def run(candidate: Candidate) -> Prediction:
+            outcome = mean([await _run(candidate, clip, detector, connections, fastest) for clip in found.clips])
+            foretold = candidate.predicted
+            say(
+                f"{candidate.name}: {outcome.seconds:.2f} s, score {outcome.final:.3f} "
+                f"(predicted {foretold.seconds:.2f} s, {foretold.final:.3f})"
+            )
+            return outcome
+
+        clips = [await _measure(name, detector, connections, say) for name in sources]
+        found.clips, found.candidates = clips, search([(c.index, c.machine) for c in clips], deadline, fastest)
+        say(f"running the best of {len(found.candidates)} settings; Ctrl-C ends it with what is known")
+        try:
+            at_least = Deadline.after(LEAST_RUNNING_SHARE * seconds)
+            enough = await explore(found.candidates, run, lambda: max(until.remaining(), at_least.remaining()))
+        except asyncio.CancelledError:  # what is known is worth having
+            return
+        found.ending = (
+            "Nothing else that fits the time could beat them"
+            if enough
+            else "The time was over: more --minutes, more runs"
+        )
 
 
-async def _measure(name: str, detector: Detector, connections: Connections) -> Measured:
-    """Connection cold and warm, the index, one calibrating run after one that warms up, and the reference."""
+async def _measure(name: str, detector: Detector, connections: Connections, say: Callable[[str], None]) -> Measured:
+    """Connection cold and warm, the index, one calibrating run after one that warms up, and what judges answers."""
+    say(f"measuring the link to {name}, and this machine")
     cold, index = await _open(name, connections)
     warm, _ = await _open(name, connections)
-    for _ in range(2):
-        options = Options(stride=CALIBRATION_STRIDE)
-        run = await analyze(name, options=options, detector=detector, connections=connections)
+    options = Options(stride=CALIBRATION_STRIDE)
+    with suppress(DeadlineExceeded):
+        await analyze(name, deadline=WARM_UP_SECONDS, options=options, detector=detector, connections=connections)
+    run = await analyze(name, options=options, detector=detector, connections=connections)
     if run.plan is None or run.rates is None:
         raise SettingsError(f"{name} cannot be planned ({run.fetch})", hint="tune with clips that have an index")
-    every = await analyze(name, options=Options(every_frame=True), detector=detector, connections=connections)
     rates = run.rates
     if "://" not in name:
         rates = replace(rates, bytes_per_second=DISK_BYTES_PER_SECOND, round_trip_seconds=0.0)
     planned = make_plan(index, rates, stride=CALIBRATION_STRIDE).expected_seconds
     slowdown = max(1.0, (run.stage_seconds["total"] - warm - ANSWER_SECONDS) / planned)
-    return Measured(name, index, cold, Machine(rates, warm, slowdown), labels_of(every))
+    say("looking at every frame, which is the truth the others are judged by")
+    reference, lines = await _truth(name, index.frame_count, detector, connections)
+    return Measured(name, index, cold, Machine(rates, warm, slowdown), reference, lines)
+
+
+async def _truth(name: str, frame_count: int, detector: Detector, connections: Connections) -> tuple[Labels, Lines]:
+    """The answer that looked at every frame, and the pitch lines, both from a copy on the disk."""
+    local = "://" not in name
+    path = Path(name) if local else await download_video_partial(name, MAX_CLIP_BYTES, connections=connections)
+    try:
+        every = await analyze(path, options=Options(every_frame=True), detector=detector)
+        return labels_of(every), await asyncio.to_thread(clip_lines, str(path), frame_count, LINE_PICTURES)
+    finally:
+        if not local:
+            path.unlink()
 
 
 async def _open(name: str, connections: Connections) -> tuple[float, Index]:
@@ -134,30 +192,31 @@ async def _open(name: str, connections: Connections) -> tuple[float, Index]:
 
 async def _run(
     candidate: Candidate, clip: Measured, detector: Detector, connections: Connections, fastest: float
-) -> Candidate:
-    """The candidate's median run on the clip; its boxes are compared with the answer that looked at every frame."""
+) -> Prediction:
+    """The candidate run once on the clip, and judged."""
     settings = settings_of(candidate.values)
-    outcomes: list[Prediction] = []
-    for _ in range(RUNS):
-        watch = Stopwatch()
-        try:
-            analysis = await analyze(
-                clip.name,
-                deadline=settings.deadline_seconds,
-                options=Options.of(settings),
-                detector=detector,
-                connections=connections,
-                rates=clip.machine.rates,
-            )
-        except DeadlineExceeded:
-            outcomes.append(judged(0.0, 0.0, watch.elapsed, pitch=True, fastest=fastest))
-            continue
-        f1 = agreement(labels_of(analysis), clip.reference).f1
-        coverage = len(analysis.frames) / max(1, analysis.frame_count)
-        outcomes.append(judged(coverage, f1, watch.elapsed, pitch=not settings.skip_pitch, fastest=fastest))
-    outcomes.sort(key=lambda outcome: outcome.seconds)
-    spread = outcomes[-1].seconds - outcomes[0].seconds
-    return replace(candidate, measured=outcomes[(len(outcomes) - 1) // 2], spread_seconds=spread)
+    watch = Stopwatch()
+    try:
+        analysis = await analyze(
+            clip.name,
+            deadline=settings.deadline_seconds,
+            options=Options.of(settings),
+            detector=detector,
+            connections=connections,
+            rates=clip.machine.rates,
+        )
+    except DeadlineExceeded:
+        return judged(0.0, 0.0, watch.elapsed, pitch=True, fastest=fastest)
+    await asyncio.to_thread(to_challenge, analysis, "tune", watch.elapsed)
+    return await asyncio.to_thread(_judged, labels_of(analysis), clip, watch.elapsed, fastest)
+
+
+def _judged(labels: Labels, clip: Measured, seconds: float, fastest: float) -> Prediction:
+    """What the judge's formula makes of an answer, in the model's terms."""
+    score = judge(labels, clip.reference, seconds, min(seconds, fastest), lines=clip.lines)
+    f1 = agreement(labels, clip.reference).f1
+    terms = (score.bbox.value, score.keypoints.value, score.speed, score.final)
+    return Prediction(seconds, score.bbox.coverage, f1, *terms)
 
 
 def labels_of(analysis: Analysis) -> Labels:
@@ -184,7 +243,10 @@ def _rates_table(clips: Sequence[Measured]) -> Table:
 
 def _front_table(front: Sequence[Candidate], best: Candidate) -> Table:
     """The front, and the recommended settings where they are not on it (only what was run is recommended)."""
-    table = Table("settings", "seconds", "score", "answered", "F1", "predicted", title="Pareto front")
+    table = Table(title="Pareto front")
+    table.add_column("settings", no_wrap=True)
+    for name in ("seconds", "score", "answered", "F1", "predicted", "runs"):
+        table.add_column(name)
     for candidate in front if best in front else [*front, best]:
         known, foretold = candidate.best_known, candidate.predicted
         table.add_row(
@@ -193,16 +255,19 @@ def _front_table(front: Sequence[Candidate], best: Candidate) -> Table:
             f"{known.final:.3f}",
             f"{known.coverage:.0%}",
             f"{known.f1:.2f}",
-            f"{foretold.seconds:.2f} s, {foretold.final:.3f}" if candidate.measured else "not run",
-            style=None if candidate.measured else "dim",
+            f"{foretold.seconds:.2f} s, {foretold.final:.3f}" if candidate.runs else "not run",
+            str(len(candidate.runs) or ""),
+            style=None if candidate.runs else "dim",
         )
-    table.caption = "dim: predicted, not run. Score: the judge's formula, F1 against our own answer on every frame."
+    table.caption = (
+        "Dim: predicted, not run. Score: the judge's formula against our own answer with every frame looked at."
+    )
     return table
 
 
 def _comment(best: Candidate) -> str:
     known = best.best_known
-    how = "measured" if best.measured else "predicted"
+    how = "measured" if best.runs else "predicted"
     return (
         f"firsttouch tune: {how} {known.seconds:.2f} s, {known.coverage:.0%} of the frames answered, "
         f"F1 {known.f1:.2f} of every frame looked at, score {known.final:.2f}"
@@ -232,7 +297,7 @@ def draw(candidates: Sequence[Candidate], front: Sequence[Candidate], path: Path
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for candidate in candidates:
-        known, run = candidate.best_known, candidate.measured is not None
+        known, run = candidate.best_known, bool(candidate.runs)
         axes.plot(known.seconds, known.final, "o", color="tab:blue", fillstyle="full" if run else "none")
     line = [candidate.best_known for candidate in front]
     axes.plot([p.seconds for p in line], [p.final for p in line], color="tab:orange", label="Pareto front")

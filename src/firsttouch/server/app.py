@@ -10,7 +10,7 @@ import asyncio
 import base64
 import binascii
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -128,7 +128,7 @@ def _add_challenges(app: FastAPI, service: Service) -> None:
         arrived = _arrived(request)
         job = service.job(arrived, challenge.video_url, challenge_id=challenge.challenge_id)
         analysis = await _answer(request, service, job)
-        return await _in_thread(
+        return await _written(
             lambda compress: service.challenges.write(analysis, challenge.challenge_id, arrived, compress),
             request,
             service,
@@ -162,9 +162,7 @@ def _add_analysis(app: FastAPI, service: Service) -> None:
         if streams:
             return await _stream(request, service, job)
         analysis = await _answer(request, service, job)
-        return await _in_thread(
-            lambda compress: writing.packed(writing.whole(analysis), compress), request, service, job
-        )
+        return await _written(_in_thread(lambda: writing.whole(analysis)), request, service, job)
 
 
 def _add_subnet(app: FastAPI, service: Service) -> None:
@@ -188,9 +186,7 @@ def _add_subnet(app: FastAPI, service: Service) -> None:
         except FirsttouchError as error:
             service.metrics.refused(error)
             return Response(writing.prediction_failed(error), media_type="application/json")
-        return await _in_thread(
-            lambda compress: writing.packed(writing.prediction(analysis, count), compress), request, service, job
-        )
+        return await _written(_in_thread(lambda: writing.prediction(analysis, count)), request, service, job)
 
     @app.post(
         "/challenge",
@@ -325,10 +321,18 @@ def _key(job: Job) -> tuple[object, ...]:
     return (id(job),) if job.pictures else (job.url, job.every_frame, job.budget_seconds)
 
 
-async def _in_thread(write: Callable[[bool], bytes], request: Request, service: Service, job: Job) -> Response:
+Write = Callable[[bool], Awaitable[bytes]]
+"""Writes an answer, compressed or not."""
+
+
+def _in_thread(write: Callable[[], bytes]) -> Write:
+    return lambda compress: asyncio.to_thread(lambda: writing.packed(write(), compress))
+
+
+async def _written(write: Write, request: Request, service: Service, job: Job) -> Response:
     """The written answer, compressed when the caller accepts that."""
     compress = writing.accepts_gzip(request.headers.get("accept-encoding", ""))
-    body = await asyncio.to_thread(write, compress)
+    body = await write(compress)
     service.wrote(job)
     headers = {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"} if compress else {"Vary": "Accept-Encoding"}
     log.info("answered", extra={"seconds": round(_arrived(request).elapsed, 4), "bytes": len(body)})

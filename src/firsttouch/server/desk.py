@@ -58,7 +58,12 @@ class _Shared:
     error: BaseException | None = None
     waiting: int = 0
     task: asyncio.Task[None] | None = None
-    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def tell(self) -> None:
+        """Wake all who wait, in one turn of the event loop: a lock would let out one a turn, and sixty may wait."""
+        self.changed.set()
+        self.changed = asyncio.Event()
 
 
 class Desk:
@@ -113,9 +118,8 @@ class Desk:
         seen = 0
         try:
             while True:
-                async with shared.changed:
-                    while shared.version == seen and not shared.done:
-                        await shared.changed.wait()
+                while shared.version == seen and not shared.done:
+                    await shared.changed.wait()
                 if shared.version > seen and shared.latest is not None:
                     seen = shared.version
                     yield shared.latest
@@ -170,7 +174,7 @@ class Desk:
             shared.error = EngineFailed(f"the computation failed: {type(error).__name__}")
         finally:
             shared.done = True
-            await asyncio.shield(_notify(shared))
+            shared.tell()
 
     async def _turn(self, shared: _Shared, turn: asyncio.Future[None]) -> None:
         """Wait for a free engine. Raises Busy when the deadline comes too near."""
@@ -187,7 +191,7 @@ class Desk:
             async for analysis in answers:
                 shared.latest = analysis
                 shared.version += 1
-                await _notify(shared)
+                shared.tell()
         self.computed += 1
         took = shared.job.deadline.clock() - begun
         self.typical_seconds += TYPICAL_WEIGHT * (took - self.typical_seconds)
@@ -215,8 +219,3 @@ class Desk:
         begun = self._begun.get(id(shared), shared.job.deadline.clock())
         usual = self.typical_seconds - (shared.job.deadline.clock() - begun)
         return max(0.0, min(shared.job.deadline.remaining(), usual))
-
-
-async def _notify(shared: _Shared) -> None:
-    async with shared.changed:
-        shared.changed.notify_all()

@@ -32,7 +32,8 @@ FIRST_RESERVE_SECONDS = 0.1
 
 LONGEST_RESERVE_SECONDS = 0.25
 RESERVE_DECAY = 0.95
-"""The slowest answer of late is what the next one must reckon with: it is forgotten by a twentieth an answer."""
+"""The slowest answer of late is what the next one must reckon with: it is forgotten by a twentieth a computation, for
+however many callers that is written."""
 
 LONGEST_SECONDS = 230.0
 """A caller waits 240 s at most."""
@@ -128,8 +129,7 @@ class Service:
         """
         after = job.deadline.clock() - job.deadline.moment
         self.metrics.late_seconds.observe(max(0.0, after - job.reserve_seconds))
-        reserve = max(after, self.reserve_seconds * RESERVE_DECAY, LEAST_RESERVE_SECONDS)
-        self.reserve_seconds = min(reserve, LONGEST_RESERVE_SECONDS)
+        self.reserve_seconds = min(max(after, self.reserve_seconds), LONGEST_RESERVE_SECONDS)
 
     async def _sweep(self) -> None:
         while True:
@@ -137,6 +137,7 @@ class Service:
             self.gate.nonces.forget_expired()
 
     def _done(self, analysis: Analysis) -> None:
+        self.reserve_seconds = max(self.reserve_seconds * RESERVE_DECAY, LEAST_RESERVE_SECONDS)
         self.metrics.analyzed(analysis)
         stages = {name: round(seconds, 4) for name, seconds in analysis.stage_seconds.items()}
         log.info(

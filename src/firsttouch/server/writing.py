@@ -1,17 +1,18 @@
-"""Answers as bytes: compact JSON, gzip, and lines for streams. Plain functions that run in a thread."""
+"""Answers as bytes: compact JSON, gzip, and lines for streams. All that takes long runs in a thread."""
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import struct
-import threading
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
 
-from firsttouch.answer import SCHEMA, around_frames, challenge_frames, dumps, frame_bodies, summary, to_json
+from firsttouch.answer import SCHEMA, challenge_end, challenge_start, dumps, frame_bodies, summary, to_json
 from firsttouch.carry import FrameAnswer
 from firsttouch.clock import Stopwatch
 from firsttouch.errors import FirsttouchError
@@ -24,41 +25,50 @@ GZIP_LEVEL = 1
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # deflate, no name, no time, no system
 
 
-class Challenges:
-    """Answers to challenges. What all who ask for one clip have in common is written and compressed once.
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What all who ask for one clip get first: as it is, or compressed, with the checksum and size of what it says."""
 
-    Sixty callers of one clip would otherwise cost sixty times 35 ms of writing, and the last be two seconds late.
-    Called from several threads; only the latest analysis is kept.
+    body: bytes
+    crc: int = 0
+    size: int = 0
+
+
+class Challenges:
+    """Answers to challenges. What all who ask for one clip have in common is written and compressed once, in a thread.
+
+    Sixty callers of one clip would otherwise cost sixty times 35 ms of writing, and the last be two seconds late. Even
+    a checksum over it for each of them would take 60 ms. Only the latest analysis is kept.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._analysis: Analysis | None = None
-        self._frames = self._deflated = b""
+        self._starts: dict[bool, asyncio.Task[_Start]] = {}
 
-    def write(self, analysis: Analysis, challenge_id: str, arrived: Stopwatch, compress: bool) -> bytes:
-        frames, deflated = self._shared(analysis, compress)
-        head, tail = around_frames(challenge_id, arrived.elapsed)
-        return _gzipped(head, frames, deflated, tail) if compress else head + frames + tail
-
-    def _shared(self, analysis: Analysis, compress: bool) -> tuple[bytes, bytes]:
-        with self._lock:
-            if self._analysis is not analysis:
-                self._analysis, self._frames, self._deflated = analysis, challenge_frames(analysis.frames), b""
-            if compress and not self._deflated:
-                self._deflated = _deflated(self._frames, zlib.Z_FULL_FLUSH)
-            return self._frames, self._deflated
+    async def write(self, analysis: Analysis, challenge_id: str, arrived: Stopwatch, compress: bool) -> bytes:
+        if self._analysis is not analysis:
+            self._analysis, self._starts = analysis, {}
+        if compress not in self._starts:
+            self._starts[compress] = asyncio.create_task(asyncio.to_thread(_start, analysis, compress))
+        start = await asyncio.shield(self._starts[compress])  # who goes away does not stop it for the others
+        end = challenge_end(challenge_id, arrived.elapsed)
+        return _closed(start, end) if compress else start.body + end
 
 
-def _gzipped(head: bytes, middle: bytes, deflated: bytes, tail: bytes) -> bytes:
-    """One gzip member (RFC 1952) around a middle that was deflated alone: it refers to nothing before it.
+def _start(analysis: Analysis, compress: bool) -> _Start:
+    text = challenge_start(analysis.frames)
+    if not compress:
+        return _Start(text)
+    return _Start(_GZIP_HEADER + _deflated(text, zlib.Z_FULL_FLUSH), zlib.crc32(text), len(text))
 
-    Not three members: several clients stop after the first.
+
+def _closed(start: _Start, end: bytes) -> bytes:
+    """One gzip member (RFC 1952) whose end was deflated alone: it refers to nothing before it.
+
+    Not two members: several clients stop after the first.
     """
-    crc = zlib.crc32(tail, zlib.crc32(middle, zlib.crc32(head)))
-    parts = (_deflated(head, zlib.Z_FULL_FLUSH), deflated, _deflated(tail, zlib.Z_FINISH))
-    size = len(head) + len(middle) + len(tail)
-    return _GZIP_HEADER + b"".join(parts) + struct.pack("<II", crc, size & 0xFFFFFFFF)
+    trailer = struct.pack("<II", zlib.crc32(end, start.crc), (start.size + len(end)) & 0xFFFFFFFF)
+    return start.body + _deflated(end, zlib.Z_FINISH) + trailer
 
 
 def _deflated(data: bytes, end: int) -> bytes:
