@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from firsttouch.clock import Deadline
 from firsttouch.commands import size as size_command
 from firsttouch.index import Index
-from firsttouch.size import MEGABYTE, estimate, fetch_index, from_index
+from firsttouch.ranges import MEGABYTE
+from firsttouch.size import estimate, fetch_index, from_index
 from firsttouch.source import open_source
 from tests.clips import SHARED_CLIPS
 from tests.toy import toy_clip

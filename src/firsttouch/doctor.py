@@ -27,8 +27,9 @@ from firsttouch.download import find_moov
 from firsttouch.errors import FirsttouchError, IndexNotFound
 from firsttouch.index import Index
 from firsttouch.pipeline import Analysis, Options, analyze, detector_for
+from firsttouch.ranges import MEGABYTE
 from firsttouch.settings import Settings, shown
-from firsttouch.size import MEGABYTE, read_whole_index, settle
+from firsttouch.size import read_whole_index, settle
 from firsttouch.source import Connections, Facts, open_source
 
 State = Literal["ok", "note", "wrong"]
@@ -237,8 +238,8 @@ def answer_findings(analysis: Analysis, settings: Settings, index: Index | None,
 
 def _fetch_finding(analysis: Analysis, settings: Settings, remote: bool) -> Finding:
     size = analysis.size_bytes or 0
-    amount = f"{analysis.bytes_fetched / MEGABYTE:.2f} MB"
-    evidence = f"{amount} of {size / MEGABYTE:.2f} MB in {analysis.requests} requests ({analysis.fetch})"
+    amount = f"{analysis.bytes_fetched / 1e6:.2f} MB"
+    evidence = f"{amount} of {size / 1e6:.2f} MB in {analysis.requests} requests ({analysis.fetch})"
     if analysis.fetch != settings.fetch_mode:
         reason = "; ".join(analysis.warnings) or "the source does not allow it"
         change = f"use an origin and a container that allow FETCH={settings.fetch_mode}"

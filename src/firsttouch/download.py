@@ -22,11 +22,10 @@ from firsttouch.clock import Deadline, Stopwatch
 from firsttouch.errors import IndexInvalid, IndexNotFound, SourceTimeout
 from firsttouch.index import locate_index
 from firsttouch.netpolicy import Policy
-from firsttouch.ranges import ByteRange
+from firsttouch.ranges import MEGABYTE, ByteRange
 from firsttouch.source import Connections, Source, open_source
 from firsttouch.sparse import SparseBytes
 
-MEGABYTE = 1024 * 1024
 TAIL_BYTES = 64 * 1024
 DEFAULT_TIMEOUT_SECONDS = 60.0
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from .clock import Deadline, Stopwatch
 from .errors import IndexNotFound
 from .index import Index, locate_index, read_index
-from .options import MEGABYTE, Options
+from .options import Options
 from .predict import Fetch
-from .ranges import ByteRange
+from .ranges import MEGABYTE, ByteRange
 from .source import Source
 from .sparse import SparseBytes
 

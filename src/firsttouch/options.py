@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from .detect import Detector, Wish, load_detector
 from .predict import Choice, Fetch
+from .ranges import MEGABYTE
 from .settings import Settings
-
-MEGABYTE = 1024 * 1024
 
 WEAKER = 0.1
 """Detections this much below the threshold still continue a track that a surer one began (ByteTrack's idea)."""

@@ -6,6 +6,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+MEGABYTE = 1024 * 1024
+"""The guide's, wherever a setting counts them (`max_bytes=4*1024*1024`); what is printed of files is 10**6."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class ByteRange:

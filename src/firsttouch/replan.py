@@ -7,8 +7,9 @@ from typing import Literal
 
 from .clock import Stopwatch
 from .opening import Clip
-from .options import MEGABYTE, Options
+from .options import Options
 from .plan import Plan, Rates, make_plan
+from .ranges import MEGABYTE
 from .source import Source
 from .work import Work
 

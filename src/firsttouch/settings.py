@@ -31,6 +31,7 @@ from pydantic_settings import (
 
 from firsttouch.errors import SettingsError
 from firsttouch.predict import BUDGETS, Choice, Clip, Fetch, best_deadline, predict
+from firsttouch.ranges import MEGABYTE
 
 Origin = Literal["default", "profile", ".env", "environment", "command line"]
 ProfileName = Literal["guide", "extreme", "balanced", "complete", "accurate"]
@@ -215,8 +216,7 @@ class Settings(BaseSettings):
 
     @property
     def partial_bytes(self) -> int:
-        """The guide's megabyte is 1024 * 1024 (`max_bytes=4*1024*1024`)."""
-        return round(self.partial_download_mb * 1024 * 1024)
+        return round(self.partial_download_mb * MEGABYTE)
 
     @property
     def choice(self) -> Choice:

@@ -15,12 +15,11 @@ import numpy as np
 
 from firsttouch.clock import Deadline
 from firsttouch.index import Index, locate_index, read_index
-from firsttouch.ranges import ByteRange
+from firsttouch.ranges import MEGABYTE, ByteRange
 from firsttouch.source import Facts, Source
 from firsttouch.source.base import HEAD_BYTES, TAIL_BYTES
 from firsttouch.sparse import SparseBytes
 
-MEGABYTE = 1024 * 1024
 GUIDE_FPS = 30.0
 GUIDE_MB_PER_SECOND = 1.5
 SAFETY = 1.5

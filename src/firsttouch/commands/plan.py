@@ -14,9 +14,9 @@ from rich.table import Table
 from firsttouch.clock import Deadline
 from firsttouch.index import Index
 from firsttouch.opening import HEAD_BYTES, TAIL_BYTES, fetch_index
-from firsttouch.options import MEGABYTE
 from firsttouch.pipeline import ANSWER_RESERVE_SECONDS
 from firsttouch.plan import Plan, Rates, make_plan
+from firsttouch.ranges import MEGABYTE
 from firsttouch.settings import load
 from firsttouch.source import open_source
 

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from firsttouch.clock import Deadline
 from firsttouch.index import Index
-from firsttouch.size import MEGABYTE, ClipSize, Size, estimate, fetch_index, from_index
+from firsttouch.ranges import MEGABYTE
+from firsttouch.size import ClipSize, Size, estimate, fetch_index, from_index
 from firsttouch.source import open_source
 
 SAFE_DEFAULTS = ((5, 2.0), (3, 2.0), (2, 3.0))
