@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch")
 cv2 = pytest.importorskip("cv2")
 
+from firsttouch.pitch import POINTS  # noqa: E402
 from train import data, measure, pitch, targets  # noqa: E402
 from train.augment import CROP, View, _move_boxes, _move_points, augmented_view, stack_planes  # noqa: E402
 from train.decode import Shipped, decode_boxes, decode_keypoints  # noqa: E402
@@ -28,15 +29,15 @@ def _camera() -> np.ndarray:
 
 
 def _labels() -> np.ndarray:
-    xy = pitch.project(_camera(), pitch.POINTS)
+    xy = pitch.project(_camera(), POINTS)
     inside = (xy >= 0).all(1) & (xy < (1280, 720)).all(1)
     return np.column_stack((np.where(inside[:, None], xy, 0), inside)).astype(np.float32)
 
 
 def test_mirroring_the_pitch_permutes_the_points_onto_themselves() -> None:
-    mirrored = pitch.POINTS.copy()
+    mirrored = POINTS.copy()
     mirrored[:, 0] = 105 - mirrored[:, 0]
-    np.testing.assert_allclose(mirrored[pitch.FLIP], pitch.POINTS, atol=1e-9)
+    np.testing.assert_allclose(mirrored[pitch.FLIP], POINTS, atol=1e-9)
 
 
 def test_a_mirrored_view_still_fits_a_homography_of_the_unmirrored_pitch() -> None:
@@ -45,7 +46,7 @@ def test_a_mirrored_view_still_fits_a_homography_of_the_unmirrored_pitch() -> No
     fitted = pitch.fit_homography(moved.astype(np.float64), threshold=3)
     assert fitted is not None
     seen = moved[:, 2] > 0
-    np.testing.assert_allclose(pitch.project(fitted, pitch.POINTS[seen]), moved[seen, :2], atol=0.5)
+    np.testing.assert_allclose(pitch.project(fitted, POINTS[seen]), moved[seen, :2], atol=0.5)
 
 
 def test_dense_points_come_back_from_a_few_labels() -> None:

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from firsttouch.pitch import POINTS
 from train import pitch
 
 Plane = NDArray[Any]  # uint8; cv2 types its answers more loosely
@@ -90,7 +91,7 @@ def dense_keypoints(labels: NDArray[np.float32]) -> NDArray[np.float32]:
     if homography is None or seen.sum() < 5:
         out[~seen, 2] = -1
         return out
-    projected = pitch.project(homography, pitch.POINTS)
+    projected = pitch.project(homography, POINTS)
     error = np.linalg.norm(projected[seen] - labels64[seen, :2], axis=1)
     if not float(np.mean(error)) < 0.01 * WIDTH:
         out[~seen, 2] = -1

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from firsttouch.pitch import POINTS
 from train import pitch
 from train.augment import plain_view
 from train.data import WIDTH, Frame
@@ -89,11 +90,11 @@ def _homography_is_right(points: NDArray[np.float32], use: NDArray[np.bool_], la
     """The labels' own pitch positions, projected by our homography, lie within 1.5 % of the width on average."""
     if use.sum() < 4:
         return False
-    found, _ = cv2.findHomography(pitch.POINTS[use], points[use, :2].astype(np.float64), cv2.RANSAC, 0.01 * WIDTH)
+    found, _ = cv2.findHomography(POINTS[use], points[use, :2].astype(np.float64), cv2.RANSAC, 0.01 * WIDTH)
     if found is None:
         return False
     seen = labels[:, 2] > 0
-    error = np.linalg.norm(pitch.project(found, pitch.POINTS[seen]) - labels[seen, :2], axis=1)
+    error = np.linalg.norm(pitch.project(found, POINTS[seen]) - labels[seen, :2], axis=1)
     return bool(np.mean(error) < 0.015 * WIDTH)
 
 

@@ -1,4 +1,4 @@
-"""Pitch geometry that training needs: the 32 points in metres, the mirror permutation, a homography fit."""
+"""Pitch geometry that training needs: the mirror permutation of the 32 points, a homography fit."""
 
 from __future__ import annotations
 
@@ -8,20 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# Metres on a 105 x 68 pitch (centre y = 34), in wire order; boxes, arcs and circle as in the Laws of the Game.
-POINTS = np.array(
-    [
-        (0, 0), (0, 13.84), (0, 24.84), (0, 43.16), (0, 54.16), (0, 68),
-        (5.5, 24.84), (5.5, 43.16), (11, 34),
-        (16.5, 13.84), (16.5, 26.69), (16.5, 41.31), (16.5, 54.16),
-        (52.5, 0), (52.5, 24.85), (52.5, 43.15), (52.5, 68),
-        (88.5, 13.84), (88.5, 26.69), (88.5, 41.31), (88.5, 54.16),
-        (94, 34), (99.5, 24.84), (99.5, 43.16),
-        (105, 0), (105, 13.84), (105, 24.84), (105, 43.16), (105, 54.16), (105, 68),
-        (43.35, 34), (61.65, 34),
-    ],
-    dtype=np.float64,
-)  # fmt: skip
+from firsttouch.pitch import POINTS
+
 FLIP = np.array(
     [24, 25, 26, 27, 28, 29, 22, 23, 21, 17, 18, 19, 20, 13, 14, 15, 16, 9, 10, 11, 12, 8, 6, 7,
      0, 1, 2, 3, 4, 5, 31, 30],
@@ -44,7 +32,7 @@ def inside(xy: NDArray[Any], width: int = 1280, height: int = 720) -> NDArray[np
     return np.asarray(((xy >= 0) & (xy < (width, height))).all(1))
 
 
-def project(homography: NDArray[Any], metres: NDArray[np.float64]) -> NDArray[np.float64]:
+def project(homography: NDArray[Any], metres: NDArray[Any]) -> NDArray[np.float64]:
     """[n, 2] metres to [n, 2] pixels; NaN for a point behind the camera."""
     h = np.concatenate((metres, np.ones((len(metres), 1))), 1) @ homography.T
     # The sign of w in front of the camera is the one the pitch points in view have; findHomography scales h33 to 1,

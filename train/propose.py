@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from firsttouch.pitch import POINTS
 from train import data, measure, pitch
 from train.data import HEIGHT, WIDTH, Frame
 
@@ -74,10 +75,10 @@ def propose_keypoints(points: NDArray[np.float32]) -> str | None:
     sure = points[:, 2] > 0.4
     if sure.sum() < 6:
         return None
-    found, inliers = cv2.findHomography(pitch.POINTS[sure], points[sure, :2].astype(np.float64), cv2.RANSAC, 8.0)
+    found, inliers = cv2.findHomography(POINTS[sure], points[sure, :2].astype(np.float64), cv2.RANSAC, 8.0)
     if found is None or inliers.sum() < max(6, 0.85 * sure.sum()):
         return None
-    xy = pitch.project(found, pitch.POINTS)
+    xy = pitch.project(found, POINTS)
     inside = pitch.inside(xy)
     if not points[inside, 2].mean() > 0.45:  # points that the fit puts in the picture but the network does not see
         return None
