@@ -104,7 +104,7 @@ def test_threads_wait_while_a_plan_is_made_again_and_say_when_they_are_over() ->
 
 def test_time_that_is_left_is_planned_for_once_and_only_where_something_was_left_out() -> None:
     def told(size: int) -> list[str | None]:
-        nothing = SimpleNamespace(frames_decoded=0, keys_decoded=0, detections={}, motions={}, frames_followed=0)
+        nothing = SimpleNamespace(samples_given=(0, 0), detections={}, motions={}, frames_followed=0)
         planner = Planner(Options(), Rates(), MemorySource(b""), nothing, Stopwatch())
         clip = SimpleNamespace(index=SimpleNamespace(size=np.array([600, 400])))
         planner.use(Plan((Step(0, 1, 2, (ByteRange(0, size),), (0,), 0.1),), 2, 1, 0.5, 1.0, 0.5))

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, cast
 
+import numpy as np
+
 from .clock import Deadline
 from .decode import Frame, GopDecoder, StreamDecoder, Streamed
 from .detect import Surfaces
@@ -58,6 +60,13 @@ class GopChain:
     def next_row(self) -> int:
         """The first sample that the decoder has not been given."""
         return self._next
+
+    @property
+    def given(self) -> tuple[int, int]:
+        """Key frames, and other samples, that the decoder has been given: some of their frames are still in it."""
+        rows = self._next - self.rows.start
+        skipped = int(np.count_nonzero(self._index.is_disposable[self.rows.start : self._next])) if self._skip else 0
+        return min(rows, 1), max(rows - skipped - 1, 0)
 
     @property
     def finished(self) -> bool:
@@ -167,6 +176,7 @@ class StreamChain:
     rows = range(0, 1)
     next_row = 0
     hardware = False
+    given = 0, 0  # a thread of its own decodes, and its time is not counted
 
     def __init__(self, streamed: Streamed, deadline: Deadline, on_frame: Callable[[], None]) -> None:
         self._streamed, self._deadline, self._on_frame = streamed, deadline, on_frame

@@ -34,6 +34,10 @@ KEEPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.33, 0.2, 0.12, 0.07, 0.04, 0.02)
 """Shares of the GOPs that a plan may keep, evenly spread."""
 SHORT_SHARES = (0.2, 0.12, 0.08, 0.04, 0.0)
 """Shares of each GOP that are tried where GOPs are left out: a few frames behind a key frame show who moves where."""
+BEGIN_SECONDS = 0.15
+"""How long threads wait before so much is there that they hardly do again: the first requests share the link. With the
+match at 100 Mbit/s each of two threads waited 0.12 s (key frames every 50) to 0.26 s (every 250)."""
+
 DEFAULT_STRIDE = 12
 """Frames between looked-at frames when time does not bind: beyond it F1 falls faster than the time does."""
 
@@ -297,11 +301,13 @@ def look_counts(shown: IntArray, stride: IntArray | int, closing: npt.NDArray[np
 def _seconds(
     work: FloatArray, size: IntArray, decode: FloatArray, rates: Rates, have: Sequence[ByteRange]
 ) -> FloatArray:
-    """Fetch and work overlap: the larger of the two, plus the first round trip and the last step's decoding."""
+    """Fetch and work overlap: the larger of the two, plus the first round trip, and the last step's decoding or the
+    time at the beginning when too little is there to work on."""
     missing = max(0, int(size.sum()) - sum(len(part) for part in have))
     fetch = missing / rates.bytes_per_second
     last = np.minimum(work / max(1, len(size)), 0.1)
     longest = np.maximum(work / rates.workers, decode.max())
+    longest = longest + min(BEGIN_SECONDS, fetch)
     return np.asarray(rates.round_trip_seconds * (missing > 0) + np.maximum(fetch + last, longest), np.float64)
 
 

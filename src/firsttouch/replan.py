@@ -19,6 +19,10 @@ SLOW_LINK = 2.5e6
 LINK_SECONDS = 0.3
 """The link is judged after this much fetching: requests and windows begin slowly."""
 
+DOUBT_SECONDS = 0.2
+"""So many CPU seconds of the earlier rates count beside what is measured: the first frames of a call take a third
+longer than the others, and a plan that has left looks out for that cannot take them in again."""
+
 REPLAN_RATIO = 1.25
 """A rate this far from the one planned with makes a new plan."""
 
@@ -82,19 +86,17 @@ class Planner:
         return plan.size_bytes < clip_bytes
 
     def measured(self) -> Rates:
-        """The rates as this run sees them; the earlier value where it has seen too little to tell."""
+        """The rates as this run sees them: near the earlier ones until it has seen enough to tell."""
         work, seconds, rates = self._work, self._watch.cpu_seconds, self._first_rates
-        decoded, looked, followed = work.frames_decoded, len(work.detections), len(work.motions)
         # Computing time, not wall time: what a thread waits for the other one is no property of the frame. Against what
         # the first rates foretold for just these frames: key frames cost more, and come first.
-        if decoded >= 24:
-            foretold = rates.decode_seconds(work.keys_decoded, decoded - work.keys_decoded)
-            rates = rates.decoding_times(seconds.get("decode", 0.0) / foretold)
-        if looked >= 6:
-            rates = replace(rates, detect_seconds=seconds.get("detect", 0.0) / looked)
-        if followed >= 6:
-            foretold = rates.follow_seconds(followed, work.frames_followed)
-            rates = rates.following_times(seconds.get("carry", 0.0) / foretold)
+        looked, followed = len(work.detections), len(work.motions)
+        decoding = rates.decode_seconds(*work.samples_given)
+        following = rates.follow_seconds(followed, work.frames_followed)
+        rates = rates.decoding_times(_times(seconds.get("decode", 0.0), decoding))
+        rates = rates.following_times(_times(seconds.get("carry", 0.0), following))
+        looking = _times(seconds.get("detect", 0.0), looked * rates.detect_seconds)
+        rates = replace(rates, detect_seconds=rates.detect_seconds * looking)
         link = self._source.bytes_per_second
         settled = self._first_planned > 0.0 and self._watch.elapsed - self._first_planned > LINK_SECONDS
         if link is not None and (settled or link < SLOW_LINK):
@@ -102,6 +104,11 @@ class Planner:
         if self._source.round_trip_seconds is not None:
             rates = replace(rates, round_trip_seconds=self._source.round_trip_seconds)
         return rates
+
+
+def _times(spent: float, foretold: float) -> float:
+    """How many times what was foretold something takes, which was foretold and measured so far in CPU seconds."""
+    return (spent + DOUBT_SECONDS) / (foretold + DOUBT_SECONDS)
 
 
 def _differ(measured: Rates, planned: Rates, plan: Plan) -> bool:

@@ -101,7 +101,6 @@ class Work:
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.frames_decoded = 0
-        self.keys_decoded = 0
         self.detections: dict[int, Detections] = {}
         self.motions: dict[tuple[int, int], Motion] = {}
         self.frames_followed = 0
@@ -165,6 +164,13 @@ class Work:
         with self._wake:
             chains = [chain.decoding for chain in self._chains if chain.started]
         return {decoding.rows.start: decoding.next_row - decoding.rows.start for decoding in chains}
+
+    @property
+    def samples_given(self) -> tuple[int, int]:
+        """Key frames, and other samples, that were given to the decoders: what the time spent on decoding went into."""
+        with self._wake:
+            given = [chain.decoding.given for chain in self._chains]
+        return sum(keys for keys, _ in given), sum(others for _, others in given)
 
     @property
     def rows_covered(self) -> int:
@@ -311,7 +317,6 @@ class Work:
         """A decoded frame: looked at when it is the first at or after a target, otherwise kept for flow."""
         with self._wake:
             self.frames_decoded += 1
-            self.keys_decoded += frame.is_keyframe
             self._pts[frame.frame_number] = frame.pts
         if chain.targets and frame.frame_number >= chain.targets[0]:
             self._open_look(chain, frame)
