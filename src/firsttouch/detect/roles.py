@@ -23,8 +23,10 @@ Plane = NDArray[np.uint8]
 
 METADATA_KEY = "roles"
 """Of the ONNX file whose scores these roles were fitted to."""
-LEAST_SCORE = 0.06
-"""Bodies less sure than this say nothing about the others, and keep their scores."""
+LEAST_SCORE = 0.1
+"""Bodies less sure than this say nothing about the others."""
+UNHEARD = 0.25
+"""What is left of their own scores, which nobody shared out: the rare classes' AP would rank them too high."""
 
 SHIRT, SHORTS = (0.15, 0.5), (0.5, 0.7)
 """Rows of a standing person's box."""
@@ -192,10 +194,10 @@ class Roles:
     def refined(self, planes: Plane, boxes: Array, scores: Array, keypoints: Array | None) -> Array:
         """The class scores (N, 4) of one picture, those of people shared out anew; the ball's are kept."""
         heard = np.flatnonzero(scores[:, 1:].max(1) >= LEAST_SCORE)
+        refined = scores * np.array((1.0, UNHEARD, UNHEARD, UNHEARD), np.float32)
         if not len(heard):
-            return scores
+            return refined
         told = facts(see(planes, boxes[heard], scores[heard, 1:], keypoints))
-        refined = scores.copy()
         refined[heard, 1:] = shared_out(scores[heard, 1:], self.shares(told))
         return refined
 
