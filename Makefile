@@ -41,7 +41,7 @@ train: runs/frames
 
 # Trains on from the weights that ship.
 train-more: runs/frames
-	$(TRAIN) fit $(FRAMES) --out runs/more --start $(WEIGHTS) --rate 0.0015 --crop-share 0.25 --minutes 36 \
+	$(TRAIN) fit $(FRAMES) --out runs/more --start $(WEIGHTS) --rate 0.0015 --crop-share 0.25 --minutes 100 --seed 7 \
 		--shares detection=0.58,pitch=0.05,pitch_broadcast=0.09,broadcast=0.20,rendered=0.08
 	$(TRAIN) export runs/more/last.pt
 	$(MAKE) precisions
