@@ -6,19 +6,16 @@ serves, nor take that along when it fails. Not verified on hardware.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import resource
-import signal
 import sys
 from pathlib import Path
 
 from firsttouch.detect.ort import OrtTensorRt
 from firsttouch.detect.session import ModelFile
 from firsttouch.errors import FirsttouchError
-
-_PR_SET_PDEATHSIG = 1
+from firsttouch.orphan import die_with_parent
 
 
 def main(text: str) -> str | None:
@@ -35,8 +32,7 @@ def main(text: str) -> str | None:
 
 def _serve_first() -> None:
     """End with who asked, without the memory cap of that process, and behind it on the CPU."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     os.nice(10)

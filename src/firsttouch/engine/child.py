@@ -32,6 +32,7 @@ from firsttouch.clock import Deadline, Stopwatch
 from firsttouch.engine import wire
 from firsttouch.errors import EngineFailed, FirsttouchError
 from firsttouch.netpolicy import Policy
+from firsttouch.orphan import die_with_parent
 from firsttouch.pipeline import Analysis, Options
 from firsttouch.plan import Rates
 from firsttouch.settings import Settings
@@ -39,7 +40,6 @@ from firsttouch.source import Connections
 
 log = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
 _M_ARENA_MAX = -8
 _PAGE_BYTES = resource.getpagesize()
 MAX_ORIGINS = 64
@@ -246,8 +246,7 @@ def cap_memory(cap_bytes: int) -> None:
 
 def _tie_to_parent() -> None:
     """Die with the parent, leave no core dump, let the parent decide when to stop."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for request in (signal.SIGINT, signal.SIGTERM):  # PM2 and systemd send these to the whole family
         signal.signal(request, signal.SIG_IGN)
