@@ -116,16 +116,17 @@ def test_targets_decode_to_the_labels_they_came_from() -> None:
     np.testing.assert_allclose(keypoints[[4, 20], :2], points[[4, 20], :2], atol=0.05)
 
 
-def test_one_person_under_two_peaks_is_kept_once() -> None:
+@pytest.mark.parametrize(("centres", "people"), [((11.0, 11.0), 1), ((10.4, 11.6), 2)])
+def test_people_of_neighbouring_cells_are_told_apart_by_their_boxes(centres: tuple[float, float], people: int) -> None:
     person = torch.full((1, 8, 24, 40), -9.0)
     person[:, 4:] = 0
-    size = torch.log(torch.tensor((6.0, 12.0)))
-    for row, column, logit in ((10, 10, 3.0), (10, 12, 2.0)):  # two cells apart, both say the same box
-        person[0, 0, row, column] = logit
-        person[0, 4, row, column] = 11 - column
-        person[0, 6:, row, column] = size
+    size = torch.log(torch.tensor((1.6, 4.0)))
+    for column, centre, logit in ((10, centres[0], 3.0), (11, centres[1], 2.0)):
+        person[0, 0, 10, column] = logit
+        person[0, 4, 10, column] = centre - column - 0.5
+        person[0, 6:, 10, column] = size
     _, scores = decode_boxes(torch.cat((person, torch.full((1, 5, 24, 40), -9.0)), 1), torch.zeros(1, 3, 12, 20))
-    assert int((scores[0].sum(-1) > 0.5).sum()) == 1
+    assert int((scores[0].sum(-1) > 0.5).sum()) == people
 
 
 def test_scores_fall_and_rows_are_a_hundred() -> None:

@@ -9,13 +9,14 @@ from torch.nn import functional as F
 from train.network import CELL, KEYPOINT_CELL, KEYPOINTS, SCALE, ZERO_POINT, Network
 
 PEOPLE, BALLS = 92, 8  # together K = 100 rows
-SAME_PERSON_IOU = 0.6
+UPRIGHT, ROUND = (3, 1), (3, 3)  # rows and columns of cells among which a peak is the highest
+OTHER_PERSON_IOU, SAME_PERSON_IOU = 0.3, 0.7
 
 
-def _peaks(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _peaks(logits: Tensor, count: int, among: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Scores [n, count] and flat cell indices of the strongest local maxima of [n, h, w]."""
     heat = torch.sigmoid(logits)
-    top = F.max_pool2d(heat[:, None], 3, 1, 1)[:, 0]
+    top = F.max_pool2d(heat[:, None], among, 1, (among[0] // 2, among[1] // 2))[:, 0]
     scores, cells = torch.topk((heat * (heat == top).float()).flatten(1), count)
     return scores, cells
 
@@ -29,7 +30,7 @@ def _boxes(values: Tensor, cells: Tensor, width: int | Tensor) -> Tensor:
 
 
 def _suppress(boxes: Tensor, scores: Tensor) -> Tensor:
-    """Zero the score of a person that overlaps a stronger one: scores [n, k] must fall along k."""
+    """Less score for who overlaps a stronger one, none for the same person: scores [n, k] must fall along k."""
     x0, y0, x1, y1 = boxes.unbind(-1)
     # co-ordinate by co-ordinate: a last axis of two is slow in every runtime
     across = torch.minimum(x1[:, :, None], x1[:, None]) - torch.maximum(x0[:, :, None], x0[:, None])
@@ -38,14 +39,16 @@ def _suppress(boxes: Tensor, scores: Tensor) -> Tensor:
     area = (x1 - x0) * (y1 - y0)
     union = area[:, :, None] + area[:, None] - inner
     stronger = torch.ones(PEOPLE, PEOPLE, device=boxes.device).triu(1)
-    return scores * ((inner / union.clamp(min=1e-6) * stronger).amax(1) < SAME_PERSON_IOU).float()
+    overlap = (inner / union.clamp(min=1e-6) * stronger).amax(1)
+    return scores * ((SAME_PERSON_IOU - overlap) / (SAME_PERSON_IOU - OTHER_PERSON_IOU)).clamp(0, 1)
 
 
 def decode_boxes(maps: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
     """(boxes [n, 100, 4], scores [n, 100, 4]) by falling best score; `maps` and `role` as `Network` gives them."""
     width, flat = maps.shape[3], maps.flatten(2)
-    heat, cells = _peaks(maps[:, 0], PEOPLE)
-    ball_heat, ball_cells = _peaks(maps[:, 8], BALLS)
+    # two people side by side are one cell apart, and each of their cells says whose box it is: the overlap tells
+    heat, cells = _peaks(maps[:, 0], PEOPLE, UPRIGHT)
+    ball_heat, ball_cells = _peaks(maps[:, 8], BALLS, ROUND)
     # whole columns are gathered from the one map: slices of it would be copies
     person = torch.gather(flat, 2, cells[:, None].expand(-1, 13, -1))
     ball = torch.gather(flat, 2, ball_cells[:, None].expand(-1, 13, -1))
