@@ -146,7 +146,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--extra", type=Path, nargs="*", default=[], help="more folders with images/ and labels/")
     parser.add_argument("--extra-val", type=Path, nargs="*", default=[])
-    parser.add_argument("--pseudo", type=Path, help="proposals of `propose`")
+    parser.add_argument("--pseudo", type=Path, help="labels for what has none: proposals, as they are or corrected")
     parser.add_argument(
         "--shares", default="detection=0.5,pitch=0.08,pitch_broadcast=0.42", help="share of each source in a batch"
     )

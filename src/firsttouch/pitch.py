@@ -1,8 +1,7 @@
 """The pitch in the picture: a homography from the 32 key points, refused when it does not hold.
 
-The table is the corrected one (metres, 105 x 68): the labels agree with it to 3-5 px at 1920, while the
-subnet's own template
-is 17-29 px off where the penalty arc meets the area line.
+The table is the corrected one (metres, 105 x 68): the labels agree with it to 3-5 px at 1920, while the subnet's own
+template is 17-29 px off where the penalty arc meets the area line.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from firsttouch.camera import SIGHTING, likeliest
 from firsttouch.homography import Float, moved_points
 
 # fmt: off
@@ -29,6 +29,17 @@ POINTS: Float = np.array([
 # fmt: on
 """(32, 2) metres: x along the touch line, y along the goal line."""
 
+
+def _lines() -> npt.NDArray[np.int64]:
+    """(L, 32) 1 where a point lies on the line through some pair of points."""
+    one, two = POINTS[:, None, None], POINTS[None, :, None]
+    along, to = two - one, POINTS - one
+    beside = np.abs(along[..., 0] * to[..., 1] - along[..., 1] * to[..., 0])
+    pairs = np.triu_indices(32, 1)
+    return np.unique((beside <= 0.05 * np.linalg.norm(along, axis=-1))[pairs].astype(np.int64), axis=0)
+
+
+_LINES = _lines()
 SEEN = 0.3
 """Key points at least this confident take part in the fit."""
 HOLDS = 0.015
@@ -39,11 +50,9 @@ HOLDS = 0.015
 class PitchView:
     """Where the pitch is in one picture.
 
-    homography: (3, 3) float64, pitch metres -> source pixels. seen: (32,) float32 confidence of the points it
-    rests on, 0 for
-    the others. error_pixels: root mean square error of those points. uncertainty: (32,) float64 standard
-    deviation of each
-    projected point in pixels, infinite behind the camera.
+    homography: (3, 3) float64, pitch metres -> source pixels. seen: (32,) float32 confidence of the points it rests
+    on, 0 for the others. error_pixels: root mean square error of those points. uncertainty: (32,) float64 standard
+    deviation of each projected point in pixels, infinite behind the camera.
     """
 
     homography: Float
@@ -61,10 +70,9 @@ class PitchView:
 def fit(keypoints: Float, width: int, height: int) -> PitchView | None:
     """The view behind one frame's key points (32, 3) in source pixels; None when no view holds.
 
-    RANSAC (MAGSAC++ of OpenCV) finds the consensus, weighted least squares the view. Refused: fewer than four
-    agreeing
-    points, less than 60 % agreement, points (nearly) on a line, a mirrored or folded pitch, a large error, an absurd
-    scale.
+    RANSAC (MAGSAC++ of OpenCV) finds the consensus, weighted least squares the view; where all points but one lie on
+    a line, the likeliest camera (`camera`) is the view. Refused: fewer than four agreeing points, less than 60 %
+    agreement, points (nearly) on a line, a mirrored or folded pitch, a large error, an absurd scale.
     """
     weight = consensus(keypoints, width)[None]
     return views(keypoints[None, :, :2], weight, weight, width, height)[0]
@@ -90,6 +98,9 @@ def _agreement(keypoints: Float, width: int) -> tuple[Float | None, Float]:
     used = np.flatnonzero(keypoints[:, 2] >= SEEN)
     if len(used) < 4:
         return None, agreed
+    if _beside_one_line((keypoints[:, 2] >= SEEN)[None])[0] < 2:  # nothing to vote about: `views` judges
+        agreed[used] = keypoints[used, 2]
+        return None, agreed
     cv2.setRNGSeed(0)
     view, mask = cv2.findHomography(
         POINTS[used], keypoints[used, :2].astype(np.float64), cv2.USAC_MAGSAC, max(4.0, HOLDS * width), maxIters=1000
@@ -98,6 +109,11 @@ def _agreement(keypoints: Float, width: int) -> tuple[Float | None, Float]:
         inliers = used[mask[:, 0] > 0]
         agreed[inliers] = keypoints[inliers, 2]
     return None if view is None else np.asarray(view, np.float64), agreed
+
+
+def _beside_one_line(known: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """(S,) of known points (S, 32) how many are not on the line that most of them are on."""
+    return np.asarray(known.sum(1) - (known @ _LINES.T).max(1))
 
 
 def views(image: Float, weight: Float, seen: Float, width: int, height: int) -> list[PitchView | None]:
@@ -111,16 +127,23 @@ def views(image: Float, weight: Float, seen: Float, width: int, height: int) -> 
     if not len(enough):
         return found
     image, weight = image[enough].astype(np.float64), weight[enough].astype(np.float64)
-    solved = _solve(image, weight)
-    total = weight.sum(1)
-    homography = solved.homography()
+    known = weight > 0
+    beside = _beside_one_line(known)
+    homography, variance = np.tile(np.eye(3), (len(image), 1, 1)), np.zeros((len(image), 32))
+    noise, holds = np.full(len(image), 0.001 * width), np.zeros(len(image), bool)
+    many, few = np.flatnonzero(beside > 1), np.flatnonzero(beside == 1)
+    if len(many):
+        solved = _solve(image[many], weight[many])
+        homography[many], variance[many], holds[many] = solved.homography(), solved.variance(), solved.good
+    if len(few):  # many homographies fit: the likeliest camera
+        homography[few], variance[few], holds[few] = likeliest(POINTS, image[few], weight[few], width, height)
+        noise[few] = SIGHTING * width
     points = moved_points(homography[:, None], POINTS)
-    misses = np.where(weight > 0, ((points - image) ** 2).sum(-1), 0.0)
-    error = np.sqrt((misses * weight).sum(1) / total)
-    holds = solved.good & (error <= HOLDS * width) & _plausible(homography, weight > 0, width)
-    noise = np.maximum(error, 0.001 * width)[:, None]
-    uncertainty = noise * np.sqrt(np.maximum(solved.variance(), 0.0))
-    uncertainty = np.where(_depth(homography, weight > 0) > 0, uncertainty, np.inf)
+    misses = np.where(known, ((points - image) ** 2).sum(-1), 0.0)
+    error = np.sqrt((misses * weight).sum(1) / weight.sum(1))
+    holds &= (error <= HOLDS * width) & _plausible(homography, known, width)
+    uncertainty = np.maximum(error, noise)[:, None] * np.sqrt(np.maximum(variance, 0.0))
+    uncertainty = np.where(_depth(homography, known) > 0, uncertainty, np.inf)
     for k in np.flatnonzero(holds):
         view = PitchView(homography[k], seen[enough[k]], float(error[k]), uncertainty[k])
         found[enough[k]] = view

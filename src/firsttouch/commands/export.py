@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from firsttouch import homography, pitch, subnet
+from firsttouch import camera, homography, pitch, subnet
 from firsttouch.detect import roles
 from firsttouch.errors import ModelMismatch, ModelNotFound, SettingsError
 from firsttouch.settings import load
@@ -54,7 +54,7 @@ def export_package(directory: Path, model: Path | None = None) -> list[Path]:
     return written
 
 
-PARTS = (homography, pitch, roles, subnet)
+PARTS = (homography, camera, pitch, roles, subnet)
 """What `subnet` needs of ours, each after what it imports itself."""
 ALONE = """from __future__ import annotations
 
