@@ -51,7 +51,7 @@ train-more: runs/frames
 precisions:
 	$(TRAIN) quantise $(WEIGHTS)
 	$(TRAIN) half $(WEIGHTS)
-	$(TRAIN) roles $(INT8) --also $(WEIGHTS) $(WEIGHTS:.onnx=.fp16.onnx) --extra runs/frames/broadcast
+	$(TRAIN) roles $(INT8) --also $(WEIGHTS) $(WEIGHTS:.onnx=.fp16.onnx) --pseudo train/labels/people --extra runs/frames/broadcast
 
 runs/frames: $(READY)
 	$(BIN)/python -m pip install --quiet torch==2.13.0 torch-pruning

@@ -25,7 +25,7 @@ from train import export, fit, measure
 from train.augment import FULL, View, augmented_view, plain_view
 from train.data import Frame
 
-GOALKEEPER, PLAYER, REFEREE = 1, 2, 3
+UNSAID, GOALKEEPER, PLAYER, REFEREE = -1, 1, 2, 3
 TEAM_DOUBT, BODY_DOUBT, PERSON_DOUBT = 2.0, 1.0, 0.5
 """Standard deviations in logits: of all who are dressed alike, of one body, of its being a person at all."""
 COLOUR_NOISE = np.array([3.0, 1.5, 1.5])
@@ -35,7 +35,7 @@ HIDDEN, RATE, DECAY, BATCH = 32, 4e-3, 0.01, 2048
 MEMBERS = 4
 """Networks whose mean is shipped, side by side as one: alone they differ by a tenth of AP in rare roles."""
 
-Judged = tuple[Scene, NDArray[np.int64]]  # and of each body its true class, 0 for nobody of the match
+Judged = tuple[Scene, NDArray[np.int64]]  # and of each body its true class, 0 for nobody of the match, or UNSAID
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="the same network in other precisions")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--extra", type=Path, nargs="*", default=[], help="more folders with images/ and labels/")
+    parser.add_argument("--pseudo", type=Path, help="labels for what has none: proposals, as they are or corrected")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--views", type=int, default=4, help="augmented views of each picture, beside the plain one")
     parser.add_argument("--doubts", type=int, default=3, help="times that each view is shown, disturbed")
@@ -51,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    frames = [f for f in fit.load_training_frames(args.data, args.cache, args.extra) if f.boxes is not None]
+    known = fit.load_training_frames(args.data, args.cache, args.extra, args.pseudo)
+    frames = [f for f in known if f.boxes is not None]
     rng = np.random.default_rng(args.seed)
     judged = scenes(views(frames, args.views, rng), export.answering(args.model))
     roles = fitted(judged, doubts=args.doubts, epochs=args.epochs, rng=rng, seed=args.seed)
@@ -83,7 +85,10 @@ def scenes(shown: Iterator[View], run: measure.Answering) -> list[Judged]:
         heard = scores[:, 1:].max(1) >= LEAST_SCORE
         if heard.any() and view.boxes is not None:
             boxes, scores = boxes[heard], scores[heard]
-            judged.append((see(view.planes, boxes, scores[:, 1:], points), true_classes(boxes, scores, view.boxes)))
+            classes = true_classes(boxes, scores, view.boxes)
+            if len(view.ignore):
+                classes[(measure.iou_matrix(boxes, view.ignore).max(1) >= 0.5) & (classes == 0)] = UNSAID
+            judged.append((see(view.planes, boxes, scores[:, 1:], points), classes))
     return judged
 
 
@@ -134,7 +139,8 @@ def _groups(scene: Scene, classes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def fitted(judged: Sequence[Judged], *, doubts: int, epochs: int, rng: np.random.Generator, seed: int) -> Roles:
     told = np.concatenate([facts(disturbed(s, c, rng)) for s, c in judged for _ in range(doubts)])
-    classes = torch.from_numpy(np.concatenate([c for _, c in judged for _ in range(doubts)]))
+    true = np.concatenate([c for _, c in judged for _ in range(doubts)])
+    told, classes = told[true != UNSAID], torch.from_numpy(true[true != UNSAID])
     mean, spread = told.mean(0), told.std(0) + 1e-3
     inputs = torch.from_numpy(np.clip((told - mean) / spread, -6, 6).astype(np.float32))
     members = [_trained(inputs, classes, epochs, seed + k).state_dict() for k in range(MEMBERS)]
