@@ -115,28 +115,29 @@ def facts(scene: Scene) -> Array:
 def _alike(scene: Scene, scores: Array, sure: Array) -> Array:
     """How many others are dressed alike, what the network says of them, and how far the nearest shirts are."""
     dressed = scene.colours * _COLOUR_WEIGHT
-    shirt = _distances(dressed[:, 0])
-    whole = np.sqrt(shirt**2 + (_SHORTS_WEIGHT * _distances(dressed[:, 1])) ** 2)
-    np.fill_diagonal(shirt, np.inf)
-    np.fill_diagonal(whole, np.inf)
+    shirt = _squared_distances(dressed[:, 0])
+    whole = shirt + _SHORTS_WEIGHT**2 * _squared_distances(dressed[:, 1])
     share = scores / scores.sum(1, keepdims=True)
     columns = []
-    for distance, width, asks in ((shirt, 8, False), (shirt, 16, True), (whole, 10, False), (whole, 20, True)):
-        like = np.exp(-((distance / width) ** 2) / 2) * sure
-        count = like.sum(1)
-        columns.append(np.log(count + 0.1)[:, None])
-        if asks:
-            columns.append(np.log((like @ share + 0.1 * _USUAL) / (count[:, None] + 0.1)))
+    for squared, width in ((shirt, 16), (whole, 20)):
+        wide = np.exp(squared / (-2 * width**2))
+        np.fill_diagonal(wide, 0)
+        near = np.square(np.square(wide))  # of half the width
+        wide *= sure
+        count = wide.sum(1)
+        columns += [np.log(near @ sure + 0.1)[:, None], np.log(count + 0.1)[:, None]]
+        columns.append(np.log((wide @ share + 0.1 * _USUAL) / (count[:, None] + 0.1)))
     nearest = np.full((len(shirt), max(_NEAREST) + 1), 60.0)
-    sorted_ = np.sort(shirt, 1)[:, : nearest.shape[1]]
+    np.fill_diagonal(shirt, np.inf)
+    sorted_ = np.sqrt(np.sort(shirt, 1)[:, : nearest.shape[1]])
     nearest[:, : sorted_.shape[1]] = np.minimum(sorted_, 60.0)
     columns += [nearest[:, _NEAREST] / 20, np.full((len(shirt), 1), sure.sum() / 10), scene.clear[:, None]]
     return np.concatenate(columns, 1)
 
 
-def _distances(points: Array) -> Array:
+def _squared_distances(points: Array) -> Array:
     apart = points.T[:, :, None] - points.T[:, None, :]
-    return np.asarray(np.sqrt((apart * apart).sum(0)))
+    return np.asarray((apart * apart).sum(0))
 
 
 def _shape(scene: Scene) -> Array:
@@ -156,9 +157,7 @@ def _place(scene: Scene, sure: Array) -> Array:
     goal = np.hypot(deep, y - 34)
     beyond = np.maximum(y - 68, -y)
     outside = np.maximum(-deep, beyond)
-    left = x < 52.5
-    nearer = np.where(left[:, None], x[None] < x[:, None] - 1, x[None] > x[:, None] + 1)
-    behind = (nearer * sure * (outside < 1)).sum(1)
+    behind = _nearer_the_goal_line(x, sure * (outside < 1))
     return np.stack(
         [
             np.ones(len(x)), known, np.exp(-goal / 8), np.exp(-((goal / 16) ** 2)), np.clip(deep / 20, -1, 3),
@@ -166,6 +165,15 @@ def _place(scene: Scene, sure: Array) -> Array:
             np.abs(y - 34) / 34, y > 34, np.log(behind + 0.3),
         ], 1
     )  # fmt: skip
+
+
+def _nearer_the_goal_line(x: Array, weight: Array) -> Array:
+    """(N,) the weight of all who are at least a metre nearer to the goal line that each is nearer to."""
+    order = np.argsort(x)
+    ranked, below = x[order], np.concatenate([[0.0], np.cumsum(weight[order])])
+    left = below[np.searchsorted(ranked, x - 1)]
+    right = below[-1] - below[np.searchsorted(ranked, x + 1, side="right")]
+    return np.where(x < 52.5, left, right)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
