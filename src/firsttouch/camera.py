@@ -7,7 +7,7 @@ line and close to the halfway line. The likeliest such camera is found by least 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,7 +23,7 @@ _STRAY = 4.0
 """A point so many standard deviations off counts half, once the camera is about right."""
 _FAR_FROM_EXPECTED = 25.0
 """Sum of squares, in spreads, beyond which no such camera is believed."""
-_ROUGH_STEPS, _FINE_STEPS = 8, 8
+_ROUGH_STEPS, _FINE_STEPS = 8, 4
 _NUDGE = np.array([1e-5, 1e-6, 1e-6, 1e-6, 1e-4, 1e-4, 1e-4])
 
 
@@ -61,13 +61,15 @@ def likeliest(metres: Float, image: Float, weight: Float, width: int, height: in
 
     metres: (N, 2). image: (S, N, 2) pixels. weight: (S, N), 0 where a point is not known; some in every picture.
     """
-    seen = _Sightings(metres, image, weight / weight.max(1, keepdims=True), width, height)
+    used = weight.any(0)
+    trust = weight[:, used] / weight.max(1, keepdims=True)
+    seen = _Sightings(metres[used], image[:, used], trust, width, height)
     camera = _aimed(seen)
     for steps, stray in ((_ROUGH_STEPS, np.inf), (_FINE_STEPS, _STRAY)):
         camera = _improved(seen, camera, steps, stray)
     _, slope = seen.slope(camera, _STRAY)
     covariance = np.linalg.inv(slope @ np.swapaxes(slope, 1, 2))
-    shown = seen.shown(_nudged(camera))
+    shown = replace(seen, metres=metres).shown(_nudged(camera))
     moves = (shown[:, 1:] - shown[:, :1]) / _NUDGE[:, None, None]
     variance = np.einsum("sank,sab,sbnk->sn", moves, covariance, moves) / (SIGHTING * width) ** 2
     believable = (((camera - EXPECTED) / SPREAD) ** 2).sum(1) <= _FAR_FROM_EXPECTED
