@@ -123,6 +123,7 @@ class Running:
     caller: Key
     budget: float
     memory: list[tuple[float, float, float]] = field(default_factory=list)
+    asked: int = 0
 
     def held(self) -> Held:
         family = [self.process.pid, *_children(self.process.pid)]
@@ -274,6 +275,7 @@ async def _ask(running: Running, kind: str, query: str = "", leave_after: float 
         headers["signature"] = "0x" + "0" * 128
     if kind == "gone" and leave_after is None:
         leave_after = running.budget / 3
+    running.asked += 1
     begun = time.monotonic()
     try:
         async with asyncio.timeout(leave_after if leave_after is not None else CALLER_SECONDS):
@@ -444,10 +446,15 @@ async def settled(running: Running) -> Held:
 
 
 async def _watch_memory(running: Running) -> None:
-    begun = time.monotonic()
+    """Every second; and a word about it every minute, as runs may take an hour."""
+    begun = told = time.monotonic()
     while True:
-        held = running.held()
-        running.memory.append((time.monotonic() - begun, held.server_mb, held.resident_mb))
+        held, now = running.held(), time.monotonic()
+        running.memory.append((now - begun, held.server_mb, held.resident_mb))
+        if now - told >= 60:
+            told = now
+            minutes = (now - begun) / 60
+            print(f"{minutes:.0f} min: {running.asked} asked, {held.resident_mb:.0f} MB held", file=sys.stderr)
         await asyncio.sleep(1.0)
 
 
