@@ -129,6 +129,20 @@ def test_people_of_neighbouring_cells_are_told_apart_by_their_boxes(centres: tup
     assert int((scores[0].sum(-1) > 0.5).sum()) == people
 
 
+def test_a_box_is_the_mean_of_what_the_cells_above_and_below_say_of_it_too() -> None:
+    person = torch.full((1, 8, 24, 40), -9.0)
+    person[:, 4:] = 0
+    person[0, 6:, 9:12, 10] = torch.log(torch.tensor((2.0, 5.0)))[:, None]
+    person[0, 0, 9:12, 10] = torch.tensor((1.0, 3.0, 1.0))
+    person[0, 5, 9:12, 10] = torch.tensor((1.0, 0.0, 9.0))  # above: the same centre; below: somebody else's
+    person[0, 4, 9, 10] = 0.3
+    boxes, scores = decode_boxes(torch.cat((person, torch.full((1, 5, 24, 40), -9.0)), 1), torch.zeros(1, 3, 12, 20))
+    own, above = torch.sigmoid(torch.tensor((3.0, 1.0)))
+    centre = 10.5 + 0.3 * float(above / (own + above))
+    assert float(scores[0, 0].sum()) > 0.9
+    np.testing.assert_allclose(boxes[0, 0].numpy() / 8, (centre - 1, 8, centre + 1, 13), atol=1e-3)
+
+
 def test_scores_fall_and_rows_are_a_hundred() -> None:
     boxes, scores, points = Shipped(Network(SMALL).eval())(torch.randint(0, 255, (2, 6, 96, 160), dtype=torch.uint8))
     assert boxes.shape == scores.shape == (2, 100, 4)

@@ -11,6 +11,7 @@ from train.network import CELL, KEYPOINT_CELL, KEYPOINTS, SCALE, ZERO_POINT, Net
 PEOPLE, BALLS = 92, 8  # together K = 100 rows
 UPRIGHT, ROUND = (3, 1), (3, 3)  # rows and columns of cells among which a peak is the highest
 OTHER_PERSON_IOU, SAME_PERSON_IOU = 0.3, 0.7
+SAME_BOX_IOU = 0.6
 
 
 def _peaks(logits: Tensor, count: int, among: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -29,18 +30,36 @@ def _boxes(values: Tensor, cells: Tensor, width: int | Tensor) -> Tensor:
     return torch.stack((cx - half[:, 0], cy - half[:, 1], cx + half[:, 0], cy + half[:, 1]), -1) * CELL
 
 
+def _overlap(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of boxes [..., 4] whose leading axes broadcast; co-ordinate by co-ordinate: a last axis of two is slow in
+    every runtime."""
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.unbind(-1), b.unbind(-1)
+    across = torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)
+    down = torch.minimum(ay1, by1) - torch.maximum(ay0, by0)
+    inner = across.clamp(min=0) * down.clamp(min=0)
+    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - inner
+    return inner / union.clamp(min=1e-6)
+
+
 def _suppress(boxes: Tensor, scores: Tensor) -> Tensor:
     """Less score for who overlaps a stronger one, none for the same person: scores [n, k] must fall along k."""
-    x0, y0, x1, y1 = boxes.unbind(-1)
-    # co-ordinate by co-ordinate: a last axis of two is slow in every runtime
-    across = torch.minimum(x1[:, :, None], x1[:, None]) - torch.maximum(x0[:, :, None], x0[:, None])
-    down = torch.minimum(y1[:, :, None], y1[:, None]) - torch.maximum(y0[:, :, None], y0[:, None])
-    inner = across.clamp(min=0) * down.clamp(min=0)
-    area = (x1 - x0) * (y1 - y0)
-    union = area[:, :, None] + area[:, None] - inner
     stronger = torch.ones(PEOPLE, PEOPLE, device=boxes.device).triu(1)
-    overlap = (inner / union.clamp(min=1e-6) * stronger).amax(1)
+    overlap = (_overlap(boxes[:, :, None], boxes[:, None]) * stronger).amax(1)
     return scores * ((SAME_PERSON_IOU - overlap) / (SAME_PERSON_IOU - OTHER_PERSON_IOU)).clamp(0, 1)
+
+
+def _people(flat: Tensor, cells: Tensor, width: int | Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes [n, k, 4] of people, and what `flat` [n, 13, h * w] holds at their `cells` [n, k].
+
+    A box is the mean of what its own cell says and those above and below, where they speak of the same box.
+    """
+    above, below = (cells - width).clamp(min=0), (cells + width).clamp(max=flat.shape[2] - 1)
+    three = torch.cat((cells, above, below), 1)
+    values = torch.gather(flat, 2, three[:, None].expand(-1, 13, -1))
+    boxes = _boxes(values[:, 4:8], three, width).reshape(-1, 3, PEOPLE, 4)
+    heat = torch.sigmoid(values[:, 0]).reshape(-1, 3, PEOPLE)
+    weight = heat * (_overlap(boxes, boxes[:, :1]) > SAME_BOX_IOU).float()
+    return (boxes * weight[..., None]).sum(1) / weight.sum(1)[..., None], values[:, :, :PEOPLE]
 
 
 def decode_boxes(maps: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,9 +69,9 @@ def decode_boxes(maps: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
     heat, cells = _peaks(maps[:, 0], PEOPLE, UPRIGHT)
     ball_heat, ball_cells = _peaks(maps[:, 8], BALLS, ROUND)
     # whole columns are gathered from the one map: slices of it would be copies
-    person = torch.gather(flat, 2, cells[:, None].expand(-1, 13, -1))
+    people, person = _people(flat, cells, width)
     ball = torch.gather(flat, 2, ball_cells[:, None].expand(-1, 13, -1))
-    people, balls = _boxes(person[:, 4:8], cells, width), _boxes(ball[:, 9:], ball_cells, width)
+    balls = _boxes(ball[:, 9:], ball_cells, width)
     row, column = torch.div(cells, width, rounding_mode="floor"), cells % width
     coarse = torch.div(row, 2, rounding_mode="floor") * role.shape[3] + torch.div(column, 2, rounding_mode="floor")
     wide = torch.gather(role.flatten(2), 2, coarse[:, None].expand(-1, 3, -1))

@@ -338,6 +338,7 @@ OPERATORS: dict[str, Operator] = {
     "Flatten": Operator(_flatten),
     "Gather": Operator(_gather),
     "GatherElements": Operator(lambda t, plain, attributes: torch.gather(t[0], attributes.get("axis", 0), t[1])),
+    "Greater": _same(torch.gt),
     "Less": _same(torch.lt),
     "Max": _same(torch.maximum),
     "MaxPool": Operator(_max_pool),
