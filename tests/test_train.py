@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 cv2 = pytest.importorskip("cv2")
 
 from firsttouch.pitch import POINTS  # noqa: E402
-from train import data, measure, pitch, targets  # noqa: E402
+from train import data, losses, measure, pitch, targets  # noqa: E402
 from train.augment import CROP, View, _move_boxes, _move_points, augmented_view, stack_planes  # noqa: E402
 from train.decode import Shipped, decode_boxes, decode_keypoints  # noqa: E402
 from train.network import CELL, KEYPOINT_CELL, Network, Widths  # noqa: E402
@@ -141,6 +141,28 @@ def test_a_box_is_the_mean_of_what_the_cells_above_and_below_say_of_it_too() -> 
     centre = 10.5 + 0.3 * float(above / (own + above))
     assert float(scores[0, 0].sum()) > 0.9
     np.testing.assert_allclose(boxes[0, 0].numpy() / 8, (centre - 1, 8, centre + 1, 13), atol=1e-3)
+
+
+def test_a_network_taught_by_another_comes_to_answer_as_it_does() -> None:
+    torch.manual_seed(0)
+    teacher, pupil = Network(SMALL).eval(), Network(SMALL).eval()
+    with torch.no_grad():
+        for out, count in ((teacher.person_out, 1), (teacher.ball_out, 1), (teacher.keypoint_out, 32)):
+            out.weight *= 30
+            out.bias[:count] = -1.0
+    shown = torch.randn(2, 6, 48, 80)
+    with torch.no_grad():
+        answer = teacher(shown)
+    assert float(losses.taught(answer, answer)) < 1e-6
+    optimiser = torch.optim.Adam(pupil.parameters(), 3e-3)
+    course = []
+    for _ in range(40):
+        lesson = losses.taught(pupil(shown), answer)
+        optimiser.zero_grad()
+        lesson.backward()
+        optimiser.step()
+        course.append(lesson.item())
+    assert course[-1] < 0.5 * course[0]
 
 
 def test_scores_fall_and_rows_are_a_hundred() -> None:

@@ -167,6 +167,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="network to begin from: a checkpoint, what `prune` wrote, or an fp32 ONNX file that ships",
     )
+    parser.add_argument("--teacher", type=Path, help="network whose maps are to be learned too, as for --start")
     parser.add_argument("--rate", type=float, default=RATE, help="peak learning rate")
     parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
     parser.add_argument("--judge-minutes", type=float, default=12.0)
@@ -208,7 +209,9 @@ def fit(rank: int, args: argparse.Namespace) -> None:
     cache = args.out.parent / "cache"
     frames = load_training_frames(args.data, cache, args.extra, args.pseudo)
     validation = load_validation_frames(args.data, cache, args.extra_val)
-    network = start_network(args, frames)
+    shares = parse_shares(args.shares)
+    network = opened(args.start, frames, shares) if args.start else Network(Widths(**json.loads(args.widths)))
+    teacher = opened(args.teacher, frames, shares).eval().to(device) if args.teacher else None
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(parameter_groups(network), lr=RATE)
     average, step, spent = Average(network), 0, 0.0
@@ -219,7 +222,7 @@ def fit(rank: int, args: argparse.Namespace) -> None:
         "arguments": {k: str(v) for k, v in vars(args).items()},
     }
     loader = DataLoader(
-        Batches(frames, parse_shares(args.shares), args.crop_share, args.seed + step, rank), batch_size=None,
+        Batches(frames, shares, args.crop_share, args.seed + step, rank), batch_size=None,
         num_workers=args.workers, prefetch_factor=6 if args.workers else None,
     )  # fmt: skip
     begin = time.monotonic() - spent
@@ -239,9 +242,15 @@ def fit(rank: int, args: argparse.Namespace) -> None:
             group["lr"] = args.rate / RATE * rate_at(progress, step)
         network.train()
         targets = Targets(*(getattr(targets, f).to(device) for f in Targets.__slots__))
+        shown = normalise(planes, device)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            outputs = network(normalise(planes, device))
+            outputs = network(shown)
         loss, parts = losses.total(outputs, targets, whole=planes.shape[3] == FULL[0] // 2)
+        if teacher is not None:
+            with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
+                answer = teacher(shown)
+            lesson = losses.taught(outputs, answer)
+            loss, parts["lesson"] = loss + lesson, lesson.item()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if args.processes > 1:
@@ -272,14 +281,12 @@ def fit(rank: int, args: argparse.Namespace) -> None:
         dist.destroy_process_group()
 
 
-def start_network(args: argparse.Namespace, frames: list[Frame]) -> Network:
-    """What training begins with: nothing learned, a checkpoint, or what ships."""
-    if args.start is None:
-        return Network(Widths(**json.loads(args.widths)))
-    if args.start.suffix != ".onnx":
-        return load_network(args.start)[0]
-    views = itertools.islice(Batches(frames, parse_shares(args.shares), 0.0, args.seed), REOPEN_BATCHES)
-    return reopen(args.start, (planes for planes, _ in views))
+def opened(path: Path, frames: list[Frame], shares: dict[str, float]) -> Network:
+    """A network to begin from or to learn from: a checkpoint, what `prune` wrote, or an fp32 file that ships."""
+    if path.suffix != ".onnx":
+        return load_network(path)[0]
+    views = itertools.islice(Batches(frames, shares, 0.0, seed=0), REOPEN_BATCHES)
+    return reopen(path, (planes for planes, _ in views))
 
 
 def judge(network: nn.Module, validation: dict[str, list[Frame]], out: Path, step: int) -> None:

@@ -1,4 +1,5 @@
-"""Losses: penalty-reduced focal on every heat map, L1 + GIoU on boxes, weighted cross-entropy on the class."""
+"""Losses: penalty-reduced focal on every heat map, L1 + GIoU on boxes, weighted cross-entropy on the class; and what a
+smaller network is to learn from a larger one."""
 
 from __future__ import annotations
 
@@ -86,3 +87,32 @@ def total(outputs: tuple[Tensor, Tensor, Tensor], t: Targets, whole: bool) -> tu
     else:
         parts["point"] = keypoint.sum() * 0
     return torch.stack(list(parts.values())).sum(), {k: v.item() for k, v in parts.items()}
+
+
+def taught(outputs: tuple[Tensor, Tensor, Tensor], teacher: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """How far a small network's maps are from a larger one's: every heat, and what is said where the larger is sure."""
+    (boxes, points, role), (t_boxes, t_points, t_role) = ((o.float() for o in maps) for maps in (outputs, teacher))
+    person, ball = torch.sigmoid(t_boxes[:, 0]), torch.sigmoid(t_boxes[:, 8])
+    heats, shown = points[:, :32], torch.sigmoid(t_points[:, :32])
+    kinds = boxes[:, 1:4] + F.interpolate(role, scale_factor=2.0, mode="nearest")
+    t_kinds = t_boxes[:, 1:4] + F.interpolate(t_role, scale_factor=2.0, mode="nearest")
+    strayed = (points[:, 32:64] - t_points[:, 32:64]).abs() + (points[:, 64:] - t_points[:, 64:]).abs()
+    unlike = F.kl_div(kinds.log_softmax(1), t_kinds.log_softmax(1), reduction="none", log_target=True).sum(1)
+    return (
+        _heat_unlike(boxes[:, 0], person) + _heat_unlike(boxes[:, 8], ball) + _heat_unlike(heats, shown)
+        + 2.0 * _where_sure(unlike, person)
+        + _where_sure((boxes[:, 4:8] - t_boxes[:, 4:8]).abs().sum(1), person)
+        + 0.5 * _where_sure((boxes[:, 9:] - t_boxes[:, 9:]).abs().sum(1), ball)
+        + 0.5 * _where_sure(strayed, shown)
+    )  # fmt: skip
+
+
+def _heat_unlike(logits: Tensor, heat: Tensor) -> Tensor:
+    """Quality focal loss (Li et al. 2020, beta 2), per unit of heat."""
+    error = F.binary_cross_entropy_with_logits(logits, heat, reduction="none") * (torch.sigmoid(logits) - heat).square()
+    return error.sum() / (heat.sum() + 2.0)
+
+
+def _where_sure(error: Tensor, heat: Tensor) -> Tensor:
+    weight = heat * (heat > 0.2)
+    return (error * weight).sum() / (weight.sum() + 1.0)

@@ -8,24 +8,33 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import onnx
 import torch
 import torch_pruning
 from torch import nn
 
-from train.fit import load_network
+from train.data import SOURCES
+from train.export import stamped_facts
+from train.fit import load_network, load_training_frames, opened
 from train.network import Network
 
 CHANNEL_STEP = 8  # int8 kernels work on whole groups of channels: an odd width costs as much as the next multiple
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("network", type=Path, help="a checkpoint, or an fp32 ONNX file that ships")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="what an ONNX file is opened with")
     parser.add_argument("--ratio", type=float, default=0.25, help="share of channels to take away")
     parser.add_argument("--out", type=Path, required=True)
 
 
 def main(args: argparse.Namespace) -> None:
-    network, facts = load_network(args.checkpoint)
+    cache = args.out.parent / "cache"
+    if args.network.suffix == ".onnx":
+        network = opened(args.network, load_training_frames(args.data, cache, []), dict.fromkeys(SOURCES, 1.0))
+        facts = stamped_facts(onnx.load(args.network))
+    else:
+        network, facts = load_network(args.network)
     before = work(network)
     prune(network, args.ratio)
     after = work(network)
