@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ cv2 = pytest.importorskip("cv2")
 from firsttouch.pitch import POINTS  # noqa: E402
 from train import data, losses, measure, pitch, targets  # noqa: E402
 from train.augment import CROP, View, _move_boxes, _move_points, augmented_view, stack_planes  # noqa: E402
-from train.decode import Shipped, decode_boxes, decode_keypoints  # noqa: E402
+from train.decode import WIDER, Shipped, decode_boxes, decode_keypoints  # noqa: E402
 from train.network import CELL, KEYPOINT_CELL, Network, Widths  # noqa: E402
 
 SMALL = Widths(stem=8, s8=8, s16=16, s32=16, s64=16, box=8, keypoint=16)
@@ -98,6 +99,13 @@ def _maps_of(view: View) -> tuple[object, object, object]:
     return person, ball, points
 
 
+def widened(box: Sequence[float]) -> np.ndarray:
+    """A person's box as it is answered."""
+    x0, y0, x1, y1 = box
+    more = (WIDER - 1) * (x1 - x0) / 2
+    return np.array((x0 - more, y0, x1 + more, y1))
+
+
 def test_targets_decode_to_the_labels_they_came_from() -> None:
     boxes = np.array([[0, 401, 205, 411, 215], [1, 62, 80, 86, 142], [2, 300, 90, 330, 170], [2, 318, 120, 346, 200],
                       [3, 500, 300, 520, 350]], np.float32)  # fmt: skip
@@ -109,8 +117,8 @@ def test_targets_decode_to_the_labels_they_came_from() -> None:
     sure = scores[0].amax(-1) > 0.5
     assert int(sure.sum()) == len(boxes)
     got = {int(c): b.numpy() for c, b in zip(scores[0][sure].argmax(-1), found[0][sure], strict=True) if c != 2}
-    for row in boxes[[0, 1, 4]]:
-        np.testing.assert_allclose(got[int(row[0])], row[1:], atol=0.05)
+    for kind, *box in boxes[[0, 1, 4]]:
+        np.testing.assert_allclose(got[int(kind)], widened(box) if kind else box, atol=0.05)
     keypoints = decode_keypoints(maps)[0].numpy()
     assert set(np.flatnonzero(keypoints[:, 2] > 0.5)) == {4, 20}
     np.testing.assert_allclose(keypoints[[4, 20], :2], points[[4, 20], :2], atol=0.05)
@@ -140,7 +148,7 @@ def test_a_box_is_the_mean_of_what_the_cells_above_and_below_say_of_it_too() -> 
     own, above = torch.sigmoid(torch.tensor((3.0, 1.0)))
     centre = 10.5 + 0.3 * float(above / (own + above))
     assert float(scores[0, 0].sum()) > 0.9
-    np.testing.assert_allclose(boxes[0, 0].numpy() / 8, (centre - 1, 8, centre + 1, 13), atol=1e-3)
+    np.testing.assert_allclose(boxes[0, 0].numpy() / 8, widened((centre - 1, 8, centre + 1, 13)), atol=1e-3)
 
 
 def test_a_network_taught_by_another_comes_to_answer_as_it_does() -> None:
