@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("src/firsttouch/weights/firsttouch.int8.onnx"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
-    parser.add_argument("--frames", type=int, default=160)
+    parser.add_argument("--frames", type=int, default=240)
 
 
 def main(args: argparse.Namespace) -> None:
