@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 
 NAMES = ("complete", "profiles", "first-frame", "keyframes", "carry", "detector", "answer")
@@ -28,4 +29,5 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ends of a bench are ended, as by Ctrl-C
     sys.exit(main(sys.argv[1:]))

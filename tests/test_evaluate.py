@@ -186,3 +186,14 @@ def test_the_shared_folders_are_found_and_read():
     groups = find_groups(SHARED)
     assert [g.name for g in groups] == ["detection/val", "pitch/val", "pitch_broadcast/val"]
     assert all(g.images is not None for g in groups)
+
+
+def test_labels_of_our_own_are_boxes_of_known_classes_inside_the_picture():
+    files = sorted((Path(__file__).parent.parent / "train/labels/people").rglob("*.txt"))
+    rows = np.array([line.split() for file in files for line in file.read_text().splitlines()], float)
+    assert len(files) == 277
+    assert set(rows[:, 0]) == {-1, 0, 1, 2, 3}
+    low, high = rows[:, 1:3] - rows[:, 3:] / 2, rows[:, 1:3] + rows[:, 3:] / 2
+    assert (low >= -1e-4).all()
+    assert (high <= 1 + 1e-4).all()
+    assert (rows[:, 3:] > 0).all()
