@@ -31,6 +31,7 @@ bench: $(READY)
 TRAIN := $(BIN)/python -m train
 FRAMES := --data ../shared/data --pseudo train/labels/people --extra runs/frames/broadcast runs/frames/rendered \
 	--extra-val runs/frames/broadcast_val --processes 2
+MORE := --crop-share 0.25 --seed 9 --shares detection=0.40,pitch=0.22,pitch_broadcast=0.20,broadcast=0.12,rendered=0.06
 WEIGHTS := src/firsttouch/weights/firsttouch.onnx
 INT8 := $(WEIGHTS:.onnx=.int8.onnx)
 
@@ -42,8 +43,7 @@ train: runs/frames
 
 # Trains on from the weights that ship.
 train-more: runs/frames
-	$(TRAIN) fit $(FRAMES) --out runs/more --start $(WEIGHTS) --rate 0.0015 --crop-share 0.25 --minutes 100 --seed 9 \
-		--shares detection=0.40,pitch=0.22,pitch_broadcast=0.20,broadcast=0.12,rendered=0.06
+	$(TRAIN) fit $(FRAMES) $(MORE) --out runs/more --start $(WEIGHTS) --rate 0.0015 --minutes 100
 	$(TRAIN) export runs/more/last.pt
 	$(MAKE) precisions
 
@@ -52,8 +52,7 @@ LITE := $(WEIGHTS:.onnx=-lite.onnx)
 
 lite: runs/frames
 	$(TRAIN) prune $(WEIGHTS) --ratio 0.15 --out runs/pruned.pt
-	$(TRAIN) fit $(FRAMES) --out runs/lite --start runs/pruned.pt --teacher $(WEIGHTS) --rate 0.0015 --crop-share 0.25 --minutes 35 --seed 9 \
-		--shares detection=0.40,pitch=0.22,pitch_broadcast=0.20,broadcast=0.12,rendered=0.06
+	$(TRAIN) fit $(FRAMES) $(MORE) --out runs/lite --start runs/pruned.pt --teacher $(WEIGHTS) --rate 0.002 --minutes 30
 	$(TRAIN) export runs/lite/last.pt --out $(LITE)
 	$(TRAIN) quantise $(LITE) --out $(LITE:.onnx=.int8.onnx)
 	$(TRAIN) roles $(LITE:.onnx=.int8.onnx) --also $(LITE) --pseudo train/labels/people --extra runs/frames/broadcast
