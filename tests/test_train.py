@@ -173,6 +173,26 @@ def test_a_network_taught_by_another_comes_to_answer_as_it_does() -> None:
     assert course[-1] < 0.5 * course[0]
 
 
+@pytest.mark.parametrize("part", ["person", "box"])
+def test_a_referee_overlooked_or_wrongly_boxed_costs_more_than_a_player(part: str) -> None:
+    def cost(kinds: tuple[int, int]) -> float:
+        """Of answers that are right about the first person and know nothing of the second."""
+        boxes = np.array([[kinds[0], 100, 90, 130, 170], [kinds[1], 400, 90, 430, 170]], np.float32)
+        view = View(np.zeros((6, 192, 320), np.uint8), boxes, None, np.zeros((0, 4), np.float32))
+        _, t = targets.encode([view])
+        maps = torch.cat((torch.logit(t.heat[:, :1].clamp(1e-4, 1 - 1e-4)), torch.zeros(1, 3, 48, 80), t.box[:, 0]), 1)
+        maps[..., 40:] = 0
+        maps[:, 0, :, 40:] = -9
+        outputs = (
+            torch.cat((maps, torch.zeros(1, 5, 48, 80)), 1),
+            torch.zeros(1, 96, 24, 40),
+            torch.zeros(1, 3, 24, 40),
+        )
+        return losses.total(outputs, t, whole=True)[1][part]
+
+    assert cost((2, 3)) > 1.2 * cost((2, 2)) > 1.2 * cost((3, 2))
+
+
 def test_scores_fall_and_rows_are_a_hundred() -> None:
     boxes, scores, points = Shipped(Network(SMALL).eval())(torch.randint(0, 255, (2, 6, 96, 160), dtype=torch.uint8))
     assert boxes.shape == scores.shape == (2, 100, 4)

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, multiprocessing, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from firsttouch.orphan import die_with_parent
 from train import data, losses, measure, propose
 from train.augment import CROP, FULL, augmented_view
 from train.data import Frame
@@ -203,6 +204,7 @@ def fit(rank: int, args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     if args.processes > 1:
         torch.set_num_threads(1)
+        die_with_parent()
         dist.init_process_group("gloo", rank=rank, world_size=args.processes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.out.mkdir(parents=True, exist_ok=True)

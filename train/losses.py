@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from train.targets import Targets
 
 CLASS_WEIGHT = (4.0, 1.0, 4.0)  # goalkeeper, player, referee: about the square root of how rare each is
+SEEN_WEIGHT = (1.5, 1.0, 3.0)  # of finding and boxing them: referees stand far off, before boards, or with a flag out
 
 
 def focal(logits: Tensor, heat: Tensor, weight: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def class_loss(logits: Tensor, kind: Tensor, weight: Tensor) -> Tensor:
     if len(b) == 0:
         return logits.sum() * 0
     k = kind[b, y, x]
-    w = weight[b, y, x] * torch.tensor(CLASS_WEIGHT)[k]
+    w = weight[b, y, x] * torch.tensor(CLASS_WEIGHT, device=k.device)[k]
     loss = F.cross_entropy(logits[b, :, y, x], k, reduction="none", label_smoothing=0.02)
     return (loss * w).sum() / w.sum()
 
@@ -56,7 +57,7 @@ def class_loss(logits: Tensor, kind: Tensor, weight: Tensor) -> Tensor:
 def keypoint_loss(maps: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """(heat loss, offset loss); maps [b, 96, h, w], points [b, 32, 3] in cells."""
     h, w = maps.shape[2:]
-    xs, ys = torch.arange(w) + 0.5, torch.arange(h) + 0.5
+    xs, ys = torch.arange(w, device=points.device) + 0.5, torch.arange(h, device=points.device) + 0.5
     px, py, state = points.unbind(-1)
     dx, dy = px[..., None] - xs, py[..., None] - ys  # [b, 32, w], [b, 32, h]
     heat = torch.exp(-dy.square() / 2)[..., :, None] * torch.exp(-dx.square() / 2)[..., None, :]
@@ -75,11 +76,13 @@ def total(outputs: tuple[Tensor, Tensor, Tensor], t: Targets, whole: bool) -> tu
     boxes, keypoint, role = (o.float() for o in outputs)
     person, ball = boxes[:, :8], boxes[:, 8:]
     kinds = person[:, 1:4] + F.interpolate(role, scale_factor=2.0, mode="nearest")
+    somebody = t.box_weight[:, 0]
+    rare = torch.where(somebody > 0, torch.tensor(SEEN_WEIGHT, device=t.kind.device)[t.kind], 1.0)
     parts = {
-        "person": focal(person[:, 0], t.heat[:, 0], t.weight[:, 0]),
+        "person": focal(person[:, 0], t.heat[:, 0], t.weight[:, 0] * rare),
         "ball": focal(ball[:, 0], t.heat[:, 1], t.weight[:, 1]),
-        "class": (4.0 if whole else 1.0) * class_loss(kinds, t.kind, t.box_weight[:, 0]),
-        "box": box_loss(person[:, 4:], t.box[:, 0], t.box_weight[:, 0]),
+        "class": (4.0 if whole else 1.0) * class_loss(kinds, t.kind, somebody),
+        "box": box_loss(person[:, 4:], t.box[:, 0], somebody * rare),
         "ball_box": 0.5 * box_loss(ball[:, 1:], t.box[:, 1], t.box_weight[:, 1]),
     }
     if bool((t.points[..., 2] >= 0).any()):

@@ -35,7 +35,7 @@ class Widths:
     depth16: int = 1
     depth32: int = 1
     box: int = 32
-    keypoint: int = 64
+    keypoint: int = 32
     role: int = 32
 
     def to_json(self) -> str:
