@@ -1,11 +1,13 @@
 """Milliseconds per frame of the bundled detector on this machine: precision by precision, one thread and two workers.
 
-Beside it, in the same run, the graph of YOLOv8n at 640 (`bench.yolov8n`), or another (`--baseline`).
+Beside it, in the same run, our pruned network, in turns with the whole one, and the graph of YOLOv8n at 640
+(`bench.yolov8n`), or another (`--baseline`).
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import tempfile
 import threading
@@ -18,11 +20,12 @@ import onnxruntime
 
 from bench import yolov8n
 from bench.report import print_report, spread, verdict
-from firsttouch.detect import Detector, load_detector
+from firsttouch.detect import BUNDLED_MODEL, Detector, load_detector
 from firsttouch.detect.planes import planes_of_picture
 from train.render import make_scene, render_frame
 
 FRAMES = 60
+LITE = BUNDLED_MODEL.with_name("firsttouch-lite.onnx")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,6 +50,17 @@ def main(arguments: list[str] | None = None) -> int:
                 ours = two["p50"]
             rows.append([precision, heads, one["p50"], two["p50"], mark])
             body[f"{precision}, {heads}"] = {"one_thread_ms": one, "two_workers_ms": two}
+    whole, lite = load_detector(precision="int8"), load_detector(model=LITE, precision="int8")
+    inputs = whole.prepare(y, u, v)
+    alone, together = (
+        [(look(lite, inputs, True), look(whole, inputs, True)) for _ in range(asked.runs)]
+        for look in (_one_thread, _two_workers)
+    )
+    saved = 1 - statistics.median(small / large for small, large in together)
+    mark = f">= 20 % less: {verdict(saved, 0.2, at_most=False)}, {saved:.0%}"
+    times = {"one_thread_ms": spread([t for t, _ in alone]), "two_workers_ms": spread([t for t, _ in together])}
+    rows.append(["int8, lite", "boxes and key points", *(t["p50"] for t in times.values()), mark])
+    body["int8, lite, boxes and key points"] = times | {"saved": saved}
     with tempfile.TemporaryDirectory() as folder:
         graph = asked.baseline or Path(folder) / "yolov8n.onnx"
         if not asked.baseline:

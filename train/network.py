@@ -7,8 +7,7 @@ is converted or resampled before the first convolution.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +36,6 @@ class Widths:
     box: int = 32
     keypoint: int = 32
     role: int = 32
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
 
 
 class Conv(nn.Sequential):
@@ -114,7 +110,7 @@ class Network(nn.Module):
 
     def __init__(self, widths: Widths | None = None) -> None:
         super().__init__()
-        w = self.widths = widths or Widths()
+        w = widths or Widths()
         self.stem = Conv(6, w.stem, 2, 2)  # a 3x3 stem costs twice the time here for six channels
         self.down8, self.body8 = Conv(w.stem, w.s8, 3, 2), Conv(w.s8, w.s8)
         self.down16, self.csp16 = Conv(w.s8, w.s16, 3, 2), Csp(w.s16, w.s16, w.depth16)
