@@ -51,8 +51,8 @@ train-more: runs/frames
 LITE := $(WEIGHTS:.onnx=-lite.onnx)
 
 lite: runs/frames
-	$(TRAIN) prune $(WEIGHTS) --ratio 0.15 --out runs/pruned.pt
-	$(TRAIN) fit $(FRAMES) $(MORE) --out runs/lite --start runs/pruned.pt --teacher $(WEIGHTS) --rate 0.002 --minutes 30
+	$(TRAIN) prune $(WEIGHTS) --time 0.775 --out runs/pruned.pt
+	$(TRAIN) fit $(FRAMES) $(MORE) --out runs/lite --start runs/pruned.pt --teacher $(WEIGHTS) --rate 0.002 --minutes 62
 	$(TRAIN) export runs/lite/last.pt --out $(LITE)
 	$(TRAIN) quantise $(LITE) --out $(LITE:.onnx=.int8.onnx)
 	$(TRAIN) roles $(LITE:.onnx=.int8.onnx) --also $(LITE) --pseudo train/labels/people --extra runs/frames/broadcast

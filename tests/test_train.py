@@ -262,6 +262,78 @@ def test_keypoints_alone_do_not_hold_back_boxes(tmp_path: Path) -> None:
     assert not any("keypoint" in name for name in seen)
 
 
+def test_the_int8_graph_multiplies_bytes_to_the_end_and_answers_as_the_float_one(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    from train import export, quantise
+
+    torch.manual_seed(3)
+    network = Network(Widths(stem=16, s8=16, s16=16, s32=16, s64=16, box=16, keypoint=16, role=16)).eval()
+    rng = np.random.default_rng(0)
+    views = [np.kron(rng.integers(16, 235, (1, 6, 6, 10)), np.ones((16, 16))).astype(np.uint8) for _ in range(4)]
+    with torch.no_grad():  # an untrained net says nearly the same everywhere
+        spread = network((torch.from_numpy(np.concatenate(views)).float() - 128) / 64)[1][:, :32].std((0, 2, 3))
+        network.keypoint_out.weight[:32] *= (2 / spread)[:, None, None, None]
+    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
+    export.write(network, whole, {"seed": 3})
+    quantise.quantise(whole, small, views)
+    graph = onnx.load(small).graph
+    kinds = [n.op_type for n in graph.node]
+    assert kinds.count("Gemm") == len(quantise.HEADS)
+    assert not {n.name for n in graph.node} & set(quantise.HEADS)
+    read = {name for n in graph.node for name in n.input} | {o.name for o in graph.output}
+    assert all(read & set(n.output) for n in graph.node)
+    assert {i.name for i in graph.initializer} <= read
+    two = np.concatenate(views[:2])  # of another batch than it was calibrated with
+    expected, found = (export.session(path).run(["keypoints"], {"planes": two})[0] for path in (whole, small))
+    assert np.abs(expected[..., 2] - found[..., 2]).max() < 0.1
+    assert np.abs(expected[..., 2] - found[::-1][..., 2]).max() > 0.2  # the pictures are told apart at all
+
+
+def test_pruning_takes_the_idle_channels_and_leaves_every_layer_half() -> None:
+    pytest.importorskip("torch_pruning", reason="pruning needs torch-pruning")
+    from train import prune
+
+    torch.manual_seed(4)
+    network = Network().eval()
+    scores = {m: torch.ones(m.num_features) for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    widths = {m: m.out_channels for m in network.modules() if isinstance(m, torch.nn.Conv2d)}
+    conv, norm = network.box_conv[0], network.box_conv[1]
+    idle = torch.zeros(32, dtype=torch.bool)
+    idle[torch.randperm(32)[:16]] = True
+    scores[norm][idle] = 0
+    kept, before = conv.weight[~idle].clone(), prune.cost(network)
+    prune.prune_once(network, scores, widths)
+    assert torch.equal(conv.weight, kept)
+    assert len(scores[norm]) == 16
+    assert prune.cost(network) < before
+    with pytest.raises(SystemExit, match="no layer can lose more"):
+        while True:
+            prune.prune_once(network, scores, widths)
+    assert all(m.out_channels >= max(widths[m] / 2, 3) for m in widths)
+    boxes, keypoints, role = network(torch.zeros(1, 6, 96, 160))
+    assert (boxes.shape[1], keypoints.shape[1], role.shape[1]) == (13, 96, 3)
+
+
+def test_a_gate_on_a_channel_that_does_nothing_scores_nothing() -> None:
+    pytest.importorskip("torch_pruning", reason="pruning needs torch-pruning")
+    from train import prune
+
+    torch.manual_seed(5)
+    network = Network().eval()
+    with torch.no_grad():
+        network.box_conv[1].weight[:3] = 0
+        network.box_conv[1].bias[:3] = 0
+    frame = data.Frame(
+        "x", "t", np.full((720, 1280), 90, np.uint8), np.full((2, 360, 640), 128, np.uint8),
+        boxes=np.array([[2, 600, 300, 640, 400], [0, 700, 380, 708, 388]], np.float32),
+    )  # fmt: skip
+    view = augmented_view(frame, CROP, np.random.default_rng(0))
+    scores = prune.gate_scores(network, [targets.encode([view])])
+    of_box = scores[network.box_conv[1]]
+    assert (of_box[:3] == 0).all()
+    assert (of_box[3:] > 0).any()
+
+
 def test_average_precision_of_a_perfect_and_of_a_half_answer() -> None:
     truth = np.array([[2, 0, 0, 20, 40], [2, 100, 0, 120, 40]], np.float32)
     luma, chroma = np.zeros((720, 1280), np.uint8), np.zeros((2, 360, 640), np.uint8)

@@ -16,73 +16,82 @@ WIDER = 1.06  # people are seen narrower than they are labelled, on pictures tra
 
 
 def _peaks(logits: Tensor, count: int, among: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Scores [n, count] and flat cell indices of the strongest local maxima of [n, h, w]."""
-    heat = torch.sigmoid(logits)
-    top = F.max_pool2d(heat[:, None], among, 1, (among[0] // 2, among[1] // 2))[:, 0]
-    scores, cells = torch.topk((heat * (heat == top).float()).flatten(1), count)
-    return scores, cells
+    """Scores [n, count] and flat cell indices of the strongest local maxima of [n, 1, h, w]."""
+    top = F.max_pool2d(logits, among, 1, (among[0] // 2, among[1] // 2))
+    # the least difference that a float32 can have makes the score of a cell beside its peak nothing
+    best, cells = torch.topk((logits - (top - logits) * 1e9).flatten(1), count)
+    return torch.sigmoid(best), cells
+
+
+def _row_and_column(cells: Tensor, width: int | Tensor) -> tuple[Tensor, Tensor]:
+    return torch.div(cells, width, rounding_mode="trunc"), cells % width  # "floor" is ten nodes of a graph
 
 
 def _boxes(values: Tensor, cells: Tensor, width: int | Tensor, wider: float = 1.0) -> Tensor:
-    """[n, k, 4] xyxy pixels from [n, 4, k] offset x y, log size x y found at flat `cells`."""
-    column, row = cells % width, torch.div(cells, width, rounding_mode="floor")
-    cx, cy = values[:, 0] + column + 0.5, values[:, 1] + row + 0.5
-    half = values[:, 2:].clamp(-3.0, 5.0).exp() / 2
-    across, down = half[:, 0] * wider, half[:, 1]
-    return torch.stack((cx - across, cy - down, cx + across, cy + down), -1) * CELL
+    """[n, 4, k] xyxy pixels from [n, 4, k] offset x y, log size x y found at flat `cells`."""
+    row, column = _row_and_column(cells, width)
+    centre = values[:, :2] + torch.stack((column, row), 1) + 0.5
+    half = values[:, 2:].clamp(-3.0, 5.0).exp() * torch.tensor([[wider / 2], [0.5]], device=values.device)
+    return torch.cat((centre - half, centre + half), 1) * CELL
+
+
+def _area(corners: Tensor) -> Tensor:
+    """[n, 1, ...] of [n, 4, ...]."""
+    across, down = (corners[:, 2:] - corners[:, :2]).clamp(min=0).split((1, 1), 1)
+    return across * down
 
 
 def _overlap(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of boxes [..., 4] whose leading axes broadcast; co-ordinate by co-ordinate: a last axis of two is slow in
-    every runtime."""
-    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.unbind(-1), b.unbind(-1)
-    across = torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)
-    down = torch.minimum(ay1, by1) - torch.maximum(ay0, by0)
-    inner = across.clamp(min=0) * down.clamp(min=0)
-    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - inner
-    return inner / union.clamp(min=1e-6)
+    """IoU [n, 1, ...] of boxes [n, 4, ...] whose other axes broadcast."""
+    inner = _area(torch.cat((torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])), 1))
+    return inner / (_area(a) + _area(b) - inner).clamp(min=1e-6)
 
 
 def _suppress(boxes: Tensor, scores: Tensor) -> Tensor:
     """Less score for who overlaps a stronger one, none for the same person: scores [n, k] must fall along k."""
     stronger = torch.ones(PEOPLE, PEOPLE, device=boxes.device).triu(1)
-    overlap = (_overlap(boxes[:, :, None], boxes[:, None]) * stronger).amax(1)
+    overlap = (_overlap(boxes[:, :, :, None], boxes[:, :, None]) * stronger).amax((1, 2))
     return scores * ((SAME_PERSON_IOU - overlap) / (SAME_PERSON_IOU - OTHER_PERSON_IOU)).clamp(0, 1)
 
 
 def _people(flat: Tensor, cells: Tensor, width: int | Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes [n, k, 4] of people, and what `flat` [n, 13, h * w] holds at their `cells` [n, k].
+    """Boxes [n, 4, k] of people, and what `flat` [n, 13, h * w] holds at their `cells` [n, k].
 
     A box is the mean of what its own cell says and those above and below, where they speak of the same box.
     """
     above, below = (cells - width).clamp(min=0), (cells + width).clamp(max=flat.shape[2] - 1)
     three = torch.cat((cells, above, below), 1)
     values = torch.gather(flat, 2, three[:, None].expand(-1, 13, -1))
-    boxes = _boxes(values[:, 4:8], three, width, WIDER).reshape(-1, 3, PEOPLE, 4)
-    heat = torch.sigmoid(values[:, 0]).reshape(-1, 3, PEOPLE)
-    weight = heat * (_overlap(boxes, boxes[:, :1]) > SAME_BOX_IOU).float()
-    return (boxes * weight[..., None]).sum(1) / weight.sum(1)[..., None], values[:, :, :PEOPLE]
+    boxes = _boxes(values[:, 4:8], three, width, WIDER).reshape(-1, 4, 3, PEOPLE)
+    heat = torch.sigmoid(values[:, 0]).reshape(-1, 1, 3, PEOPLE)
+    weight = heat * (_overlap(boxes, boxes[:, :, :1]) > SAME_BOX_IOU).float()
+    return (boxes * weight).sum(2) / weight.sum(2), values[:, :, :PEOPLE]
 
 
 def decode_boxes(maps: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
     """(boxes [n, 100, 4], scores [n, 100, 4]) by falling best score; `maps` and `role` as `Network` gives them."""
-    width, flat = maps.shape[3], maps.flatten(2)
+    height, width = maps.shape[2], maps.shape[3]
+    area = height * width
+    # one long row first: a channel of a map that an int8 product wrote cell by cell is slow to pick out
+    row = maps.flatten(1)
+    flat = row.reshape(-1, 13, area)
+    person_heat, ball_heat = (row[:, c * area : (c + 1) * area].reshape(-1, 1, height, width) for c in (0, 8))
     # two people side by side are one cell apart, and each of their cells says whose box it is: the overlap tells
-    heat, cells = _peaks(maps[:, 0], PEOPLE, UPRIGHT)
-    ball_heat, ball_cells = _peaks(maps[:, 8], BALLS, ROUND)
+    heat, cells = _peaks(person_heat, PEOPLE, UPRIGHT)
+    ball_heat, ball_cells = _peaks(ball_heat, BALLS, ROUND)
     # whole columns are gathered from the one map: slices of it would be copies
     people, person = _people(flat, cells, width)
     ball = torch.gather(flat, 2, ball_cells[:, None].expand(-1, 13, -1))
     balls = _boxes(ball[:, 9:], ball_cells, width)
-    row, column = torch.div(cells, width, rounding_mode="floor"), cells % width
-    coarse = torch.div(row, 2, rounding_mode="floor") * role.shape[3] + torch.div(column, 2, rounding_mode="floor")
+    row, column = _row_and_column(cells, width)
+    coarse = torch.div(row, 2, rounding_mode="trunc") * role.shape[3] + torch.div(column, 2, rounding_mode="trunc")
     wide = torch.gather(role.flatten(2), 2, coarse[:, None].expand(-1, 3, -1))
-    kinds = (person[:, 1:4] + wide).softmax(1).transpose(1, 2)
-    of_people = F.pad(_suppress(people, heat)[..., None] * kinds, (1, 0))
-    of_balls = F.pad(ball_heat[..., None], (0, 3))
-    boxes, scores = torch.cat((people, balls), 1), torch.cat((of_people, of_balls), 1)
-    order = torch.topk(scores.amax(-1), PEOPLE + BALLS).indices[..., None].expand(-1, -1, 4)
-    return torch.gather(boxes, 1, order), torch.gather(scores, 1, order)
+    of_people = _suppress(people, heat)[:, None] * (person[:, 1:4] + wide).softmax(1)
+    scores = F.pad(of_people, (0, BALLS, 1, 0)) + F.pad(ball_heat[:, None], (PEOPLE, 0, 0, 3))
+    order = torch.topk(scores.amax(1), PEOPLE + BALLS).indices
+    rows = torch.cat((torch.cat((people, balls), 2), scores), 1)
+    rows = torch.gather(rows, 2, order[:, None].expand(-1, 8, -1)).transpose(1, 2)
+    return rows[..., :4], rows[..., 4:]
 
 
 def decode_keypoints(maps: Tensor) -> Tensor:
@@ -91,8 +100,8 @@ def decode_keypoints(maps: Tensor) -> Tensor:
     area = height * width
     best, cell = maps[:, :KEYPOINTS].flatten(2).max(-1)
     # the window is moved inside the map, so that its nine cells always exist
-    column = (cell % width).clamp(min=1, max=width - 2)
-    row = torch.div(cell, width, rounding_mode="floor").clamp(min=1, max=height - 2)
+    row, column = _row_and_column(cell, width)
+    row, column = row.clamp(min=1, max=height - 2), column.clamp(min=1, max=width - 2)
     nine = torch.arange(9, device=maps.device)
     columns, rows = column[..., None] + nine % 3 - 1, row[..., None] + nine // 3 - 1
     # one gather from the flat map for all three kinds of values: slices of so large a map are copies

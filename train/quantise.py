@@ -83,6 +83,8 @@ def quantise(source: Path, target: Path, planes: list[NDArray[np.uint8]]) -> Non
     feed_uint8(model)
     fold_stem(model)
     repeat_pixels(model)
+    multiply_heads(model)
+    drop_unread(model)
     stamp(model, stamped_facts(onnx.load(source)) | {"calibration_frames": len(planes)}, "int8")
     onnx.checker.check_model(model)
     onnx.save(model, target)
@@ -176,3 +178,68 @@ def repeat_pixels(model: onnx.ModelProto) -> None:
         graph.node.remove(resize)
         for i, step in enumerate(steps):
             graph.node.insert(at + i, step)
+
+
+def multiply_heads(model: onnx.ModelProto) -> None:
+    """The last 1x1 convolutions as products of their bytes with an int8 matrix, the sums kept in float32.
+
+    Nothing is rounded but the weights, and no float map of the features is made, put in another order and back.
+    """
+    graph = model.graph
+    node = onnx.helper.make_node
+    for name in HEADS:
+        (conv,) = [n for n in graph.node if n.name == name]
+        (dequantise,) = [n for n in graph.node if conv.input[0] in n.output]
+        features, scale, zero_point = dequantise.input
+        initial = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+        weight, bias = initial[conv.input[1]][:, :, 0, 0], initial[conv.input[2]]
+        scales = (np.abs(weight).max(1) / 127).astype(np.float32)
+        values = {
+            "weight": np.rint(weight / scales[:, None]).astype(np.int8),
+            "scale": scales,
+            "zero": np.zeros(len(weight), np.int8),
+            "bias": np.rint(bias / (scales * initial[scale])).astype(np.int32),
+            "bias_scale": (scales * initial[scale]).astype(np.float32),
+            "bias_zero": np.zeros(len(weight), np.int32),
+            "rows": np.array([-1, weight.shape[1]], np.int64),
+            "outputs": np.array([len(weight)], np.int64),
+            "first": np.array([0], np.int64),
+            "third": np.array([3], np.int64),
+        }
+        graph.initializer.extend(numpy_helper.from_array(v, f"{name}/{k}") for k, v in values.items())
+
+        def of(*names: str, name: str = name) -> list[str]:
+            return [f"{name}/{n}" for n in names]
+
+        steps = [
+            node("Transpose", [features], of("last"), *of("last"), perm=[0, 2, 3, 1]),
+            node("Shape", of("last"), of("shape"), *of("shape")),
+            node("Slice", of("shape", "first", "third"), of("places"), *of("places")),
+            node("Concat", of("places", "outputs"), of("map_shape"), *of("map_shape"), axis=0),
+            node("Reshape", of("last", "rows"), of("bytes"), *of("bytes")),
+            node("DequantizeLinear", [*of("bytes"), scale, zero_point], of("values"), *of("values")),
+            node("DequantizeLinear", of("weight", "scale", "zero"), of("matrix"), *of("matrix"), axis=0),
+            node("DequantizeLinear", of("bias", "bias_scale", "bias_zero"), of("start"), *of("start"), axis=0),
+            node("Gemm", of("values", "matrix", "start"), of("sums"), *of("sums"), transB=1),
+            node("Reshape", of("sums", "map_shape"), of("map"), *of("map")),
+            node("Transpose", of("map"), [conv.output[0]], *of("first_again"), perm=[0, 3, 1, 2]),
+        ]
+        at = list(graph.node).index(conv)
+        graph.node.remove(conv)
+        for i, step in enumerate(steps):
+            graph.node.insert(at + i, step)
+
+
+def drop_unread(model: onnx.ModelProto) -> None:
+    """What the passes above left without a reader: ONNX Runtime would run it all the same."""
+    graph = model.graph
+    results = {o.name for o in graph.output}
+    while True:
+        read = results | {name for n in graph.node for name in n.input}
+        unread = [n for n in graph.node if not read & set(n.output)]
+        if not unread:
+            break
+        for n in unread:
+            graph.node.remove(n)
+    for value in [i for i in graph.initializer if i.name not in read]:
+        graph.initializer.remove(value)
