@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -293,6 +294,10 @@ def test_pruning_takes_the_idle_channels_and_leaves_every_layer_half() -> None:
     pytest.importorskip("torch_pruning", reason="pruning needs torch-pruning")
     from train import prune
 
+    def prune_to_the_end(*state: Any) -> None:
+        while True:
+            prune.prune_once(*state)
+
     torch.manual_seed(4)
     network = Network().eval()
     scores = {m: torch.ones(m.num_features) for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)}
@@ -307,8 +312,7 @@ def test_pruning_takes_the_idle_channels_and_leaves_every_layer_half() -> None:
     assert len(scores[norm]) == 16
     assert prune.cost(network) < before
     with pytest.raises(SystemExit, match="no layer can lose more"):
-        while True:
-            prune.prune_once(network, scores, widths)
+        prune_to_the_end(network, scores, widths)
     assert all(m.out_channels >= max(widths[m] / 2, 3) for m in widths)
     boxes, keypoints, role = network(torch.zeros(1, 6, 96, 160))
     assert (boxes.shape[1], keypoints.shape[1], role.shape[1]) == (13, 96, 3)

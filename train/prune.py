@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def cost(network: Network) -> float:
 def conv_cost(conv: nn.Conv2d, fewer_in: int = 0, fewer_out: int = 0) -> float:
     """Of one pixel of the output, after taking channels away."""
     outputs = -(-(conv.out_channels - fewer_out) // KERNEL_CHANNELS) * KERNEL_CHANNELS
-    return outputs * (conv.in_channels - fewer_in) * conv.kernel_size[0] * conv.kernel_size[1] + PIXEL_COST
+    taps = math.prod(conv.kernel_size)
+    return float(outputs * (conv.in_channels - fewer_in) * taps + PIXEL_COST)
 
 
 def output_pixels(network: Network) -> dict[nn.Conv2d, int]:
