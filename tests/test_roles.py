@@ -110,7 +110,7 @@ def test_ten_black_shirts_are_a_team_and_one_is_the_referee(roles: Roles) -> Non
         scores = np.concatenate(
             [np.repeat(doubtful, black, 0), np.repeat([(0.0, 0.01, 0.7, 0.05)], 20 - black, 0)]
         ).astype(np.float32)
-        refined = roles.refined(planes, boxes, scores, keypoints())
+        refined, _ = roles.refined(planes, boxes, scores, keypoints())
         expected = PLAYER if black > 1 else REFEREE
         assert (refined[:black].argmax(1) == expected).mean() > 0.8
         assert (refined[black:].argmax(1) == PLAYER).all()
@@ -120,12 +120,14 @@ def test_the_ball_keeps_its_score_and_nobody_gains(roles: Roles) -> None:
     boxes = people(12)
     scores = np.random.default_rng(0).uniform(0, 0.9, (12, 4)).astype(np.float32)
     scores[3] = LEAST_SCORE / 2
-    refined = roles.refined(drawn(boxes, [RED] * 12), boxes, scores, None)
+    refined, worn = roles.refined(drawn(boxes, [RED] * 12), boxes, scores, None)
     np.testing.assert_array_equal(refined[:, 0], scores[:, 0])
     np.testing.assert_allclose(refined[3, 1:], UNHEARD * scores[3, 1:])
     assert (refined[:, 1:].max(1) <= scores[:, 1:].max(1) + 1e-6).all()
+    assert np.isnan(worn[3]).all()
+    assert np.isfinite(np.delete(worn, 3, 0)).all()
     nobody = np.zeros((0, 4), np.float32)
-    assert roles.refined(drawn(boxes, [RED] * 12), nobody, nobody, None).shape == (0, 4)
+    assert roles.refined(drawn(boxes, [RED] * 12), nobody, nobody, None)[0].shape == (0, 4)
 
 
 def test_whoever_is_nobody_of_the_match_is_less_a_referee_but_no_less_a_player() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -96,6 +98,35 @@ def test_the_class_is_voted_over_the_whole_track():
     seen = [detections(16 * n, boxes[n], classes=[classes[n]]) for n in range(6)]
     motions = [gliding(16 * n, 16 * n + 16, boxes[n], boxes[n + 1]) for n in range(5)]
     assert set(link(seen, motions).class_id.tolist()) == {3}
+
+
+WHITE, RED, SKY = (170, 118, 123), (105, 112, 142), (130, 134, 107)
+
+
+@pytest.mark.parametrize(
+    ("doubt", "teams", "told", "expected"),
+    [
+        ((0.5, 0.4), (WHITE, RED), True, 3),  # in doubt, and in nobody's shirt
+        ((0.5, 0.4), (WHITE, RED), False, 2),  # the detector says nothing of shirts
+        ((0.5, 0.4), (WHITE, SKY), True, 2),  # a team wears his
+        ((0.9, 0.02), (WHITE, RED), True, 2),  # no doubt: the only one of his team in sight
+    ],
+)
+def test_who_is_in_doubt_and_in_nobodys_shirt_is_no_player(doubt, teams, told, expected):
+    looks = []
+    for k in range(8):
+        boxes = [person(60.0 + 60 * i) for i in range(13)]
+        seen = detections(16 * k, boxes)
+        seen.class_scores[6, 2:] = doubt
+        colours = [teams[i % 2] for i in range(13)]
+        colours[6] = SKY
+        shirts = np.repeat(np.array(colours, np.float32)[:, None], 2, 1) + np.float32(k % 3)
+        shirts[6, :, :] = np.nan if k == 5 else shirts[6]
+        looks.append(replace(seen, shirts=shirts if told else None))
+    tracks = link(looks, [])
+    him = tracks.id[6]
+    assert set(tracks.class_id[tracks.id == him].tolist()) == {expected}
+    assert set(tracks.class_id[tracks.id != him].tolist()) == {2}
 
 
 def test_there_is_one_ball_and_it_takes_the_path_it_could_have_flown():

@@ -69,7 +69,7 @@ class Miner:
         answer = self.session.run(["boxes", "scores", "keypoints"], {self.input: planes[None]})
         boxes, scores, keypoints = (output[0] for output in answer)
         if self.roles is not None:
-            scores = self.roles.refined(planes, boxes, scores, keypoints)
+            scores, _ = self.roles.refined(planes, boxes, scores, keypoints)
         height, width = picture.shape[:2]
         return FrameResult(
             frame_id=frame_id,

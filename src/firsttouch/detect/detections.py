@@ -24,12 +24,14 @@ class Detections:
 
     `xyxy` (N, 4) and `class_scores` (N, 4) are float32; a row is one body, with a score for each of
     `CLASS_NAMES`. `keypoints` (32, 3) float32 holds x, y and confidence; all zero means not seen.
+    `shirts` (N, 2, 3) float32: mean Y, U, V of shirt and shorts, NaN where not known; None: the detector does not say.
     """
 
     frame_number: int
     xyxy: Array
     class_scores: Array
     keypoints: Array
+    shirts: Array | None = None
 
     def __post_init__(self) -> None:
         count = len(self.xyxy)
@@ -39,6 +41,8 @@ class Detections:
             raise ValueError(f"class_scores must have shape ({count}, 4), got {self.class_scores.shape}")
         if self.keypoints.shape != (KEYPOINT_COUNT, 3):
             raise ValueError(f"keypoints must have shape (32, 3), got {self.keypoints.shape}")
+        if self.shirts is not None and self.shirts.shape != (count, 2, 3):
+            raise ValueError(f"shirts must have shape ({count}, 2, 3), got {self.shirts.shape}")
 
     def __len__(self) -> int:
         return len(self.xyxy)

@@ -124,10 +124,11 @@ class NativeDetector:
             outputs, count = self._run(inputs[start:], pitch)
             for row in range(count):
                 boxes, points = outputs[0][row], outputs[2][row] if pitch else None
-                scores = outputs[1][row]
+                scores, shirts = outputs[1][row], None
                 if self._roles is not None:
-                    scores = self._roles.refined(self._at_hand(inputs[start + row]), boxes, scores, points)
-                found.append(self._to_source(frame_numbers[start + row], boxes, scores, points, width, height))
+                    planes = self._at_hand(inputs[start + row])
+                    scores, shirts = self._roles.refined(planes, boxes, scores, points)
+                found.append(self._to_source(frame_numbers[start + row], boxes, scores, points, shirts, width, height))
         return found
 
     def _run(self, inputs: Sequence[Plane], pitch: bool) -> tuple[list[Values], int]:
@@ -166,7 +167,14 @@ class NativeDetector:
         return planes if self.surfaces is None or isinstance(planes, np.ndarray) else self.surfaces.copied(planes)
 
     def _to_source(
-        self, number: int, boxes: Array, scores: Array, keypoints: Array | None, width: int, height: int
+        self,
+        number: int,
+        boxes: Array,
+        scores: Array,
+        keypoints: Array | None,
+        shirts: Array | None,
+        width: int,
+        height: int,
     ) -> Detections:
         factors = self.canvas.to_source(width, height)
         keep = np.flatnonzero(scores.max(axis=1) >= self._confidence)[: self._max_detections]
@@ -174,7 +182,9 @@ class NativeDetector:
         points = np.zeros((KEYPOINT_COUNT, 3), np.float32)
         if keypoints is not None:
             points = seen_points(keypoints * np.array((*factors, 1), np.float32), width, height)
-        return Detections(number, xyxy[kept], scores[keep][kept].astype(np.float32), points)
+        keep = keep[kept]
+        worn = None if shirts is None else shirts[keep]
+        return Detections(number, xyxy[kept], scores[keep].astype(np.float32), points, worn)
 
 
 def _surfaces(canvas: Canvas) -> TorchSurfaces | None:

@@ -114,9 +114,7 @@ def facts(scene: Scene) -> Array:
 
 def _alike(scene: Scene, scores: Array, sure: Array) -> Array:
     """How many others are dressed alike, what the network says of them, and how far the nearest shirts are."""
-    dressed = scene.colours * _COLOUR_WEIGHT
-    shirt = _squared_distances(dressed[:, 0])
-    whole = shirt + _SHORTS_WEIGHT**2 * _squared_distances(dressed[:, 1])
+    shirt, whole = unlikeness(scene.colours)
     share = scores / scores.sum(1, keepdims=True)
     columns = []
     for squared, width in ((shirt, 16), (whole, 20)):
@@ -133,6 +131,13 @@ def _alike(scene: Scene, scores: Array, sure: Array) -> Array:
     nearest[:, : sorted_.shape[1]] = np.minimum(sorted_, 60.0)
     columns += [nearest[:, _NEAREST] / 20, np.full((len(shirt), 1), sure.sum() / 10), scene.clear[:, None]]
     return np.concatenate(columns, 1)
+
+
+def unlikeness(colours: Array) -> tuple[Array, Array]:
+    """Squared distances (N, N) of the shirts, and of shirts and shorts together, of colours (N, 2, 3)."""
+    dressed = colours * _COLOUR_WEIGHT
+    shirt = _squared_distances(dressed[:, 0])
+    return shirt, shirt + _SHORTS_WEIGHT**2 * _squared_distances(dressed[:, 1])
 
 
 def _squared_distances(points: Array) -> Array:
@@ -205,15 +210,19 @@ class Roles:
         out = np.exp(out - out.max(1, keepdims=True))
         return np.asarray(out / out.sum(1, keepdims=True), np.float32)
 
-    def refined(self, planes: Plane, boxes: Array, scores: Array, keypoints: Array | None) -> Array:
-        """The class scores (N, 4) of one picture, those of people shared out anew; the ball's are kept."""
+    def refined(
+        self, planes: Plane, boxes: Array, scores: Array, keypoints: Array | None
+    ) -> tuple[Array, NDArray[np.float32]]:
+        """The class scores (N, 4) of one picture, those of people shared out anew, the ball's kept; and the colours
+        (N, 2, 3) of shirts and shorts, NaN where none were looked at."""
         heard = np.flatnonzero(scores[:, 1:].max(1) >= LEAST_SCORE)
         refined = scores * np.array((1.0, UNHEARD, UNHEARD, UNHEARD), np.float32)
-        if not len(heard):
-            return refined
-        told = facts(see(planes, boxes[heard], scores[heard, 1:], keypoints))
-        refined[heard, 1:] = shared_out(scores[heard, 1:], self.shares(told))
-        return refined
+        colours = np.full((len(scores), 2, 3), np.nan, np.float32)
+        if len(heard):
+            scene = see(planes, boxes[heard], scores[heard, 1:], keypoints)
+            refined[heard, 1:] = shared_out(scores[heard, 1:], self.shares(facts(scene)))
+            colours[heard] = scene.colours
+        return refined, colours
 
 
 def shared_out(scores: Array, shares: Array) -> Array:
