@@ -14,11 +14,15 @@ import numpy as np
 import onnx
 import pytest
 
-from firsttouch.detect import Detections, load_detector
+from firsttouch.detect import BUNDLED_MODEL, Detections, load_detector
 from firsttouch.detect.choose import has_int8_instructions
 from firsttouch.detect.graph import keep_outputs, read_facts
-from firsttouch.detect.planes import Canvas, fill
+from firsttouch.detect.native import ALL_OUTPUTS
+from firsttouch.detect.ort import OrtCpu
+from firsttouch.detect.planes import Canvas, fill, planes_of_picture
+from firsttouch.detect.session import ModelFile
 from firsttouch.errors import ModelMismatch, ModelNotFound
+from train.render import make_scene, render_frame
 
 BOXES = np.array([[100, 200, 140, 280], [1270, 700, 1300, 730], [640, 360, 644, 364]], np.float32)
 SCORES = np.array([[0, 0.1, 0.8, 0.05], [0, 0.6, 0.1, 0], [0.3, 0, 0, 0]], np.float32)
@@ -202,6 +206,8 @@ def test_int8_is_only_tried_where_the_processor_has_the_instructions(tmp_path):
 def test_detections_of_unequal_columns_are_refused():
     with pytest.raises(ValueError, match="class_scores"):
         Detections(0, *(np.zeros(shape, np.float32) for shape in ((2, 4), (1, 4), (32, 3))))
+    with pytest.raises(ValueError, match="shirts"):
+        Detections(0, *(np.zeros(shape, np.float32) for shape in ((2, 4), (2, 4), (32, 3), (1, 2, 3))))
     assert len(Detections.none(3)) == 0
     assert Detections.none(3).confidence.shape == (0,)
 
@@ -210,3 +216,20 @@ def test_reading_detections_does_not_import_a_runtime():
     code = "import sys, firsttouch.detect; print('onnxruntime' in sys.modules, 'openvino' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.skipif(not BUNDLED_MODEL.is_file(), reason="the bundled model is not there")
+def test_the_fp16_file_that_ships_decodes_its_boxes_and_points_in_float32():
+    picture, _ = render_frame(make_scene(seed=3, frames=1), 0)
+    planes = fill(Canvas.of_size(640), *planes_of_picture(picture))[None]
+    whole, half = (
+        OrtCpu().open(ModelFile.read(path), ALL_OUTPUTS, planes.shape, "fp32").run(planes)
+        for path in (BUNDLED_MODEL, BUNDLED_MODEL.with_suffix(".fp16.onnx"))
+    )
+    sure = whole[1][0].max(1) > 0.5
+    assert sure.sum() > 10
+    for box in whole[0][0][sure]:  # half precision knows half pixels there
+        assert np.abs(half[0][0] - box).max(1).min() < 0.1
+    seen = whole[2][0][:, 2] > 0.5
+    assert seen.sum() > 4
+    np.testing.assert_allclose(half[2][0][seen, :2], whole[2][0][seen, :2], atol=0.1)

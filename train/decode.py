@@ -17,10 +17,10 @@ WIDER = 1.06  # people are seen narrower than they are labelled, on pictures tra
 
 def _peaks(logits: Tensor, count: int, among: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Scores [n, count] and flat cell indices of the strongest local maxima of [n, 1, h, w]."""
-    top = F.max_pool2d(logits, among, 1, (among[0] // 2, among[1] // 2))
-    # the least difference that a float32 can have makes the score of a cell beside its peak nothing
-    best, cells = torch.topk((logits - (top - logits) * 1e9).flatten(1), count)
-    return torch.sigmoid(best), cells
+    heat = torch.sigmoid(logits)
+    top = F.max_pool2d(heat, among, 1, (among[0] // 2, among[1] // 2))
+    scores, cells = torch.topk((heat * (heat == top).float()).flatten(1), count)
+    return scores, cells
 
 
 def _row_and_column(cells: Tensor, width: int | Tensor) -> tuple[Tensor, Tensor]:
