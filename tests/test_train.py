@@ -403,3 +403,22 @@ def test_roles_learn_from_the_others_shirts_what_the_network_got_wrong() -> None
     fitted = roles.fitted([scene() for _ in range(60)], doubts=2, epochs=30, rng=rng, seed=0)
     shown, classes = scene()
     assert (fitted.shares(facts(shown)).argmax(1) == classes).mean() > 0.9
+
+
+def test_a_camera_is_found_from_the_points_it_shows_and_from_no_others() -> None:
+    from firsttouch.camera import EXPECTED, homographies
+    from train.cameras import fitted
+
+    camera = EXPECTED + np.array([0.2, 0.4, -0.03, 0.01, 2.0, -4.0, 3.0])
+    xy = pitch.project(homographies(camera, 1280, 720), POINTS)
+    seen = pitch.inside(xy)
+    assert seen.sum() >= 9
+    rng = np.random.default_rng(0)
+    labels = np.column_stack((np.where(seen[:, None], xy + rng.normal(0, 0.5, xy.shape), 0), seen))
+    found = fitted(labels)
+    assert found is not None
+    assert np.abs(found - camera).max() < 1.0
+    shown = pitch.project(homographies(found, 1280, 720), POINTS)
+    assert np.abs(shown - xy)[seen].max() < 2.0
+    labels[seen, :2] = rng.uniform(0, 720, (int(seen.sum()), 2))
+    assert fitted(labels) is None

@@ -1,4 +1,4 @@
-"""`python -m train fit | export | quantise | half | roles | prune | judge`: from labels to the shipped weights."""
+"""`python -m train COMMAND`: from labels to the shipped weights."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ COMMANDS = {
     "quantise": "write the int8 graph of an fp32 one",
     "half": "write the fp16 graph of an fp32 one",
     "roles": "fit what parts roles by the whole picture",
+    "cameras": "where the cameras of the training pictures stand: what the runtime expects of others",
 }
 
 
