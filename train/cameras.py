@@ -16,11 +16,9 @@ from scipy.optimize import least_squares
 from firsttouch.camera import EXPECTED, SPREAD, homographies
 from firsttouch.homography import moved_points
 from firsttouch.pitch import POINTS
-from train.augment import FULL
-from train.data import list_images, read_labels
+from train.data import HEIGHT, WIDTH, list_images, read_labels
 
 NAMES = ("log focal", "pan", "tilt", "roll", "along", "across", "height")
-WIDTH, HEIGHT = FULL
 LOWEST = np.array([-2.0, -1.6, -0.2, -0.2, 0.0, 70.0, 2.0])
 HIGHEST = np.array([3.0, 1.6, 1.4, 0.2, 105.0, 220.0, 80.0])
 """Beyond the near touch line, upright: an image of the same camera upside down, or turned once round, fits as well."""

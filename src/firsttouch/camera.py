@@ -17,7 +17,7 @@ EXPECTED = np.array([0.25, 0.0, 0.27, 0.0, 52.0, 101.0, 17.0])
 SPREAD = np.array([0.5, 0.5, 0.1, 0.012, 4.0, 9.0, 6.0])
 """Of log focal length (in picture widths), pan, tilt and roll (radians), place along and across the pitch, height
 (metres): a little wider than those of the 11 cameras that took the 257 training pictures with nine points or more
-(`python -m train cameras`: 0.15, 0.03, 0.27, 0.00, 51.6, 100.2, 16.2, spread 0.34, 0.28, 0.07, 0.006, 1.8, 4.8, 3.0)."""
+(`train cameras`: 0.15, 0.03, 0.26, 0.00, 51.6, 100.3, 16.2, spread 0.34, 0.28, 0.07, 0.006, 1.9, 4.8, 3.0)."""
 SIGHTING = 0.002
 """Standard deviation of a surely seen point, as a share of the width."""
 _STRAY = 4.0
