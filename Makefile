@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= out
 
-.PHONY: demo test lint bench train train-more lite precisions clean
+.PHONY: demo test lint bench train train-more lite curve precisions clean
 
 $(READY): pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,17 @@ lite: runs/frames
 	$(TRAIN) export runs/lite/last.pt --out $(LITE)
 	$(TRAIN) quantise $(LITE) --out $(LITE:.onnx=.int8.onnx)
 	$(TRAIN) roles $(LITE:.onnx=.int8.onnx) --also $(LITE) --pseudo train/labels/people --extra runs/frames/broadcast
+
+# Time against accuracy: the same short tuning for several shares of the convolutions' time.
+CURVE := 0.9 0.775 0.65
+
+curve: runs/frames
+	for share in $(CURVE); do \
+		to=runs/curve/$$share && mkdir -p runs/curve && $(TRAIN) prune $(WEIGHTS) --time $$share --out $$to.pt && \
+		$(TRAIN) fit $(FRAMES) $(MORE) --out $$to --start $$to.pt --teacher $(WEIGHTS) --rate 0.002 --steps 1500 && \
+		$(TRAIN) export $$to/last.pt --out $$to.onnx && $(TRAIN) quantise $$to.onnx --out $$to.int8.onnx && \
+		$(TRAIN) roles $$to.int8.onnx --also $$to.onnx --pseudo train/labels/people --extra runs/frames/broadcast || exit 1; \
+	done
 
 # The other precisions of the float32 network, and who is who, fitted to what the int8 one sees.
 precisions:

@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench detector", description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--baseline", type=Path, help="an ONNX file to time beside ours in YOLOv8n's place")
+    parser.add_argument("--lite", type=Path, default=LITE, help="the pruned network to time in turns with the whole one")
     asked = parser.parse_args(arguments)
     picture, _ = render_frame(make_scene(seed=3, frames=1), 0)  # a match: who is who is asked of bodies, not of noise
     y, u, v = planes_of_picture(picture)
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
                 ours = two["p50"]
             rows.append([precision, heads, one["p50"], two["p50"], mark])
             body[f"{precision}, {heads}"] = {"one_thread_ms": one, "two_workers_ms": two}
-    whole, lite = load_detector(precision="int8"), load_detector(model=LITE, precision="int8")
+    whole, lite = load_detector(precision="int8"), load_detector(model=asked.lite, precision="int8")
     inputs = whole.prepare(y, u, v)
     alone, together = (
         [(look(lite, inputs, True), look(whole, inputs, True)) for _ in range(asked.runs)]

@@ -73,9 +73,9 @@ def decode_boxes(maps: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
     height, width = maps.shape[2], maps.shape[3]
     area = height * width
     # one long row first: a channel of a map that an int8 product wrote cell by cell is slow to pick out
-    row = maps.flatten(1)
-    flat = row.reshape(-1, 13, area)
-    person_heat, ball_heat = (row[:, c * area : (c + 1) * area].reshape(-1, 1, height, width) for c in (0, 8))
+    line = maps.flatten(1)
+    flat = line.reshape(-1, 13, area)
+    person_heat, ball_heat = (line[:, c * area : (c + 1) * area].reshape(-1, 1, height, width) for c in (0, 8))
     # two people side by side are one cell apart, and each of their cells says whose box it is: the overlap tells
     heat, cells = _peaks(person_heat, PEOPLE, UPRIGHT)
     ball_heat, ball_cells = _peaks(ball_heat, BALLS, ROUND)
