@@ -47,12 +47,15 @@ train-more: runs/frames
 	$(TRAIN) export runs/more/last.pt
 	$(MAKE) precisions
 
-# The smaller network: channels of the one that ships taken away, tuned on labels and on what the larger one says.
+# The smaller network: channels of the one that ships taken away in two steps, tuned on labels and on what the larger one says.
 LITE := $(WEIGHTS:.onnx=-lite.onnx)
+TUNE := $(FRAMES) $(MORE) --out runs/lite --start runs/pruned.pt --teacher $(WEIGHTS) --rate 0.002
 
 lite: runs/frames
 	$(TRAIN) prune $(WEIGHTS) --time 0.775 --out runs/pruned.pt
-	$(TRAIN) fit $(FRAMES) $(MORE) --out runs/lite --start runs/pruned.pt --teacher $(WEIGHTS) --rate 0.002 --minutes 62
+	$(TRAIN) fit $(TUNE) --minutes 62
+	$(TRAIN) prune runs/lite/last.pt --time 0.88 --out runs/pruned.pt
+	$(TRAIN) fit $(TUNE) --minutes 36
 	$(TRAIN) export runs/lite/last.pt --out $(LITE)
 	$(TRAIN) quantise $(LITE) --out $(LITE:.onnx=.int8.onnx)
 	$(TRAIN) roles $(LITE:.onnx=.int8.onnx) --also $(LITE) --pseudo train/labels/people --extra runs/frames/broadcast
