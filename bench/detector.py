@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench detector", description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--baseline", type=Path, help="an ONNX file to time beside ours in YOLOv8n's place")
-    parser.add_argument("--lite", type=Path, default=LITE, help="the pruned network to time in turns with the whole one")
+    parser.add_argument("--lite", type=Path, default=LITE, help="a smaller network, timed in turns with the whole")
     asked = parser.parse_args(arguments)
     picture, _ = render_frame(make_scene(seed=3, frames=1), 0)  # a match: who is who is asked of bodies, not of noise
     y, u, v = planes_of_picture(picture)
