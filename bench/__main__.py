@@ -7,7 +7,7 @@ import signal
 import sys
 
 NAMES = ("complete", "profiles", "first-frame", "keyframes", "carry", "detector", "answer")
-OTHERS = ("service", "gpu")
+OTHERS = ("classes", "service", "gpu")
 
 
 def main(arguments: list[str]) -> int:
