@@ -55,7 +55,7 @@ lite: runs/frames
 	$(TRAIN) prune $(WEIGHTS) --time 0.775 --out runs/pruned.pt
 	$(TRAIN) fit $(TUNE) --minutes 62
 	$(TRAIN) prune runs/lite/last.pt --time 0.88 --out runs/pruned.pt
-	$(TRAIN) fit $(TUNE) --minutes 36
+	$(TRAIN) fit $(TUNE) --seed 10 --minutes 36
 	$(TRAIN) export runs/lite/last.pt --out $(LITE)
 	$(TRAIN) quantise $(LITE) --out $(LITE:.onnx=.int8.onnx)
 	$(TRAIN) roles $(LITE:.onnx=.int8.onnx) --also $(LITE) --pseudo train/labels/people --extra runs/frames/broadcast
