@@ -6,6 +6,8 @@ tracker); on our
 renderer's clip the exact labels, with exact labels as what is seen in the looked-at frames too, so that only
 carrying is judged.
 Only reference frames are decoded, as the pipeline does. CPU seconds are those of this thread.
+
+The second table, of the real clip: F1 in holes of so many frames that nobody decoded, between runs of frames that were.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.match import CACHE, REAL, SOURCE
-from bench.report import print_report, verdict
+from bench.report import print_report, print_table, verdict
 from firsttouch.carry import FrameAnswer, carry
 from firsttouch.decode import Frame, GopDecoder
 from firsttouch.detect import BUNDLED_MODEL, Detections, Detector
@@ -41,6 +43,9 @@ from firsttouch.track import link
 from train.render import FrameLabels, write_clip
 
 STRIDES = (5, 8, 12, 16, 25, 37)
+HOLES = (3, 5, 8, 12, 16, 20, 25, 30, 38, 48, 58, 80)
+RUNS = (6, 12, 36)
+RUN_STRIDE = 12
 FRAMES = 750
 RENDERED_FRAMES = 300
 LEAST_F1 = 0.93
@@ -96,8 +101,9 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.clip.exists():
         clips.append(real_clip(asked.clip, asked.frames))
     measured = {seen.name: [measure(seen, stride) for stride in asked.strides] for seen in clips}
+    holes = {length: [in_holes(clips[-1], length, run) for run in RUNS] for length in HOLES} if len(clips) > 1 else {}
     _plot(measured, asked.plot)
-    _print(measured, asked.plot)
+    _print(measured, holes, asked.plot)
     return 0
 
 
@@ -154,6 +160,27 @@ def measure(seen: Seen, stride: int) -> Row:
         middle - began,
         end - middle,
     )
+
+
+def in_holes(seen: Seen, length: int, run: int) -> float:
+    """F1 in holes of `length` frames or a few more, between runs of `run` frames that are decoded."""
+    numbers = np.flatnonzero(seen.reference)
+    looks: list[int] = []
+    motions: list[Motion] = []
+    hidden: list[int] = []
+    first = 0
+    while (decoded := numbers[(numbers >= first) & (numbers <= first + run)]).size:
+        at = np.linspace(0, len(decoded) - 1, max(1, round(run / RUN_STRIDE)) + 1).round().astype(int)
+        chosen = [int(number) for number in np.unique(decoded[at])]
+        hidden += range(looks[-1] + 1 if looks else first, chosen[0])
+        motions += [_followed(seen, a, b) for a, b in itertools.pairwise(chosen)]
+        looks += chosen
+        behind = numbers[numbers > looks[-1] + length]
+        first = int(behind[0]) if behind.size else seen.frames
+    found = [seen.detections[number] for number in looks]
+    answers = _answers(found, motions, seen.width, seen.height, seen.pts_seconds, seen.sure)
+    mine = from_frames(answers, width=seen.width, height=seen.height, frame_count=seen.frames)
+    return agreement(mine.only(hidden), seen.truth.only(hidden)).covered_f1
 
 
 def looked_at(reference: npt.NDArray[np.bool_], stride: int) -> list[int]:
@@ -271,7 +298,7 @@ def _plot(measured: dict[str, list[Row]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _print(measured: dict[str, list[Row]], plot: Path) -> None:
+def _print(measured: dict[str, list[Row]], holes: dict[int, list[float]], plot: Path) -> None:
     table: list[list[object]] = []
     body: dict[str, Any] = {"plot": str(plot)}
     for name, rows in measured.items():
@@ -283,6 +310,10 @@ def _print(measured: dict[str, list[Row]], plot: Path) -> None:
             figures = [row.flow, row.linear, row.looked, row.ball, row.flow_cpu_seconds, row.carry_cpu_seconds]
             table.append([name, row.stride, row.looks, *figures, mark])
         body[name] = [{field: getattr(row, field) for field in Row.__slots__} for row in rows]
+    if holes:
+        body["holes"] = {str(length): figures for length, figures in holes.items()}
+        of_holes = ["frames in a hole", *(f"F1 in it, between runs of {run}" for run in RUNS)]
+        print_table("holes", of_holes, [[length, *figures] for length, figures in holes.items()])
     columns = [
         "clip",
         "stride",

@@ -44,12 +44,16 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def print_report(name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], body: Mapping[str, Any]) -> None:
-    """A table for people, then `body` as the last line for programs."""
-    table = Table(*columns, title=f"bench {name}")
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
     console.print(table)
+
+
+def print_report(name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], body: Mapping[str, Any]) -> None:
+    """A table for people, then `body` as the last line for programs."""
+    print_table(f"bench {name}", columns, rows)
     line = {"bench": name, **machine(), **body}
     print(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY).decode(), flush=True)
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -34,7 +35,7 @@ from firsttouch.opening import fetch_index
 from firsttouch.pipeline import Analysis, Options, analyze, analyze_steps, analyze_sync
 from firsttouch.plan import Plan, Rates, Step
 from firsttouch.ranges import ByteRange
-from firsttouch.replan import Planner, _differ
+from firsttouch.replan import TOP_UP_SECONDS, Planner, _differ
 from firsttouch.source import Facts, MemorySource
 from firsttouch.sparse import SparseBytes
 from firsttouch.work import Work
@@ -79,6 +80,7 @@ def test_only_a_rate_that_binds_makes_a_new_plan(link: float, again: bool) -> No
     plan = Plan((step,), 750, 10, 0.3, 1.0, 0.5)
     planned = Rates(bytes_per_second=link)
     assert _differ(planned.decoding_times(2.0), planned, plan) is again
+    assert _differ(replace(planned, core_share=0.5), planned, plan) is again
     assert _differ(Rates(bytes_per_second=2 * link), planned, plan)
     assert not _differ(planned, planned, plan)
 
@@ -102,16 +104,35 @@ def test_threads_wait_while_a_plan_is_made_again_and_say_when_they_are_over() ->
         work.stop()
 
 
-def test_time_that_is_left_is_planned_for_once_and_only_where_something_was_left_out() -> None:
+def planner_at(clock: list[float], **rates: float) -> Planner:
+    """A planner whose work has done nothing yet; time is `clock[0]`."""
+    nothing = SimpleNamespace(samples_given=(0, 0), detections={}, motions={}, frames_followed=0)
+    return Planner(Options(), Rates(**rates), MemorySource(b""), nothing, Stopwatch(lambda: clock[0]))
+
+
+def test_time_that_is_left_is_asked_for_now_and_then_and_only_where_something_was_left_out() -> None:
     def told(size: int) -> list[str | None]:
-        nothing = SimpleNamespace(samples_given=(0, 0), detections={}, motions={}, frames_followed=0)
-        planner = Planner(Options(), Rates(), MemorySource(b""), nothing, Stopwatch())
+        clock = [0.0]
+        planner = planner_at(clock)
         clip = SimpleNamespace(index=SimpleNamespace(size=np.array([600, 400])))
         planner.use(Plan((Step(0, 1, 2, (ByteRange(0, size),), (0,), 0.1),), 2, 1, 0.5, 1.0, 0.5))
-        return [planner.see(clip, fetched=fetched) for fetched in (False, True, True)]
+        answers = [planner.see(clip, fetched=fetched) for fetched in (False, True, True)]
+        clock[0] += 1.5 * TOP_UP_SECONDS
+        return [*answers, planner.see(clip, fetched=True)]
 
-    assert told(600) == [None, "time left", None]
-    assert told(1000) == [None, None, None]
+    assert told(600) == [None, "time left", None, "time left"]
+    assert told(1000) == [None, None, None, None]
+
+
+@pytest.mark.parametrize("before", [1.0, 0.5])
+def test_workers_that_get_half_a_core_are_seen_to_and_whole_ones_too(before: float) -> None:
+    planner = planner_at([0.0], core_share=before)
+    assert planner.measured().core_share == before
+    planner._watch.seconds |= {"decode": 8.0, "detect": 4.0, "carry": 4.0}
+    planner._watch.cpu_seconds |= {"decode": 4.0, "detect": 2.0, "carry": 2.0}
+    assert planner.measured().core_share == pytest.approx(0.5, abs=0.02)
+    planner._watch.cpu_seconds |= {"decode": 8.0, "detect": 4.0, "carry": 4.0}
+    assert 0.98 < planner.measured().core_share <= 1.0
 
 
 @pytest.mark.parametrize(

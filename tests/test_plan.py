@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -14,8 +15,10 @@ from firsttouch.index import Index
 from firsttouch.plan import (
     DEFAULT_STRIDE,
     FLOW_QUALITY,
+    HOLE_QUALITY,
     LINEAR_QUALITY,
     SECOND_COST,
+    Progress,
     Rates,
     expected_quality,
     hole_value,
@@ -114,7 +117,7 @@ def test_where_bytes_are_few_gops_are_left_out_and_the_rest_show_who_moves():
 
 
 def test_a_plan_made_again_keeps_the_gops_that_are_begun():
-    begun = {50: 3, 650: 2}
+    begun = {50: Progress(3), 650: Progress(2)}
     plan = make_plan(clip(key_bytes=160_000), SLOW_LINK, 0.8, done=begun)
     assert begun.keys() <= {step.first_row for step in plan.steps}
 
@@ -176,9 +179,38 @@ def test_bytes_at_hand_and_rows_done_cost_nothing_more():
     index = clip()
     fresh = make_plan(index, SLOW_LINK, stride=12)
     have = [ByteRange(0, index.size_bytes // 2)]
-    again = make_plan(index, SLOW_LINK, stride=12, have=have, done={0: 50, 50: 50})
+    again = make_plan(index, SLOW_LINK, stride=12, have=have, done={0: Progress(50, 4), 50: Progress(50, 4)})
     assert again.expected_seconds < fresh.expected_seconds - 1.0
     assert sum(step.cost_seconds for step in again.steps) < sum(step.cost_seconds for step in fresh.steps)
+
+
+def test_frames_looked_at_cost_nothing_more():
+    index = clip()
+    decoded, looked = ({first: Progress(50, looks) for first in range(0, 400, 50)} for looks in (0, 4))
+    saved = make_plan(index, FAST, stride=12, done=decoded).expected_seconds
+    saved -= make_plan(index, FAST, stride=12, done=looked).expected_seconds
+    assert saved == pytest.approx(8 * 4 * (FAST.detect_seconds + FAST.flow_look_seconds) / 2)
+
+
+def test_half_a_core_is_planned_for_as_one_of_half_the_speed():
+    half, whole = (make_plan(clip(), replace(FAST, core_share=share), stride=12) for share in (0.5, 1.0))
+    gained = half.expected_seconds / whole.expected_seconds
+    assert 1.8 < gained <= 2.0
+
+
+@pytest.mark.parametrize(("gop", "least"), [(50, 0.86), (250, 0.8)])
+def test_where_cores_are_a_little_too_slow_the_ends_of_gops_are_left_out_rather_than_looks(gop, least):
+    for slower in (1.0, 1.1, 1.2, 1.3, 1.4):
+        rates = FAST.decoding_times(slower).following_times(slower)
+        plan = make_plan(clip(gop=gop), replace(rates, detect_seconds=slower * FAST.detect_seconds), 2.6)
+        assert plan.expected_quality > least, slower
+        assert plan.stride <= 25, slower
+
+
+def test_the_last_gop_is_decoded_until_its_end_can_be_extrapolated():
+    plan = make_plan(clip(), replace(FAST, core_share=0.7), 2.5)
+    rows = {step.first_row: len(step.rows) for step in plan.steps}
+    assert rows[650] < 50 - EXTRAPOLATE_FRAMES == rows[700]
 
 
 def test_very_short_gops_share_a_step():
@@ -203,7 +235,7 @@ def test_expected_quality_rises_with_looks_and_with_decoding():
     assert expected_quality(np.array([], np.int64), none, 750) == 0.0
 
 
-@pytest.mark.parametrize("table", [FLOW_QUALITY, LINEAR_QUALITY])
+@pytest.mark.parametrize("table", [FLOW_QUALITY, HOLE_QUALITY, LINEAR_QUALITY])
 def test_quality_tables_fall_and_are_met(table):
     gaps, values = zip(*table, strict=True)
     assert list(values) == sorted(values, reverse=True)

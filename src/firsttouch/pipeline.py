@@ -312,7 +312,7 @@ class _Run:
 
     def _answer(self, stopped_by: Literal["end", "deadline"] | None) -> Analysis:
         """What is done, as an answer; None: a partial one."""
-        work, clip, whole = self.work.snapshot(), self.clip, self._whole()
+        work, clip, whole, rates = self.work.snapshot(), self.clip, self._whole(), self.planner.measured()
         view = view_of(clip.index, work, self.stream.decoder if self.stream else None)
         with self.watch.stage("carry"):
             frames = fill(view, work, self.options, beyond=stopped_by is not None, whole=whole)
@@ -338,7 +338,7 @@ class _Run:
             {name: self.watch.seconds.get(name, 0.0) for name in STAGES},
             frames,
             self.planner.plan,
-            self.planner.measured(),
+            rates,
             tuple(clip.warnings),
         )
 

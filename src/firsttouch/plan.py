@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from .index import Index
 from .predict import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES, LEAP_FRAMES, MOMENTUM_FRAMES
 from .predict import F1_BY_GAP as LINEAR_QUALITY
+from .predict import F1_BY_HOLE as HOLE_QUALITY
 from .predict import F1_BY_STRIDE as FLOW_QUALITY
 from .predict import FLOW_STEP as FLOW_STEP
 from .predict import Rates as Rates
@@ -29,7 +30,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 STRIDES = (6, 8, 10, 12, 14, 16, 20, 25, 37, 50)
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.45, 0.3, 0.2, 0.12, 0.08, 0.04, 0.0)
+SHARES = (*(twentieths / 20 for twentieths in range(20, 3, -1)), 0.16, 0.12, 0.08, 0.04, 0.0)
 KEEPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.33, 0.2, 0.12, 0.07, 0.04, 0.02)
 """Shares of the GOPs that a plan may keep, evenly spread."""
 SHORT_SHARES = (0.2, 0.12, 0.08, 0.04, 0.0)
@@ -43,6 +44,13 @@ DEFAULT_STRIDE = 12
 
 SECOND_COST = 0.1
 """The share of a plan's worth that a second costs: a judge who weighs speed takes about a tenth of the score."""
+
+WHOLE_WORTH = 1.02
+"""Every frame decoded is worth this much more than what is expected of it: plans that leave samples out are no better
+where the tables say so by less than they are wrong."""
+
+TO_THE_END = 0.6
+"""From this share on the last GOP is decoded until what is left can be extrapolated: no later one bridges its hole."""
 
 SHORTEST_RUN = 16
 """Samples in a step at least: below it a codec context costs more than it gives."""
@@ -109,6 +117,13 @@ class Plan:
         return total(self.byte_ranges)
 
 
+class Progress(NamedTuple):
+    """What is done of a step: rows decoded, frames looked at."""
+
+    rows: int
+    looks: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Gops:
     """The GOPs of an index (very short ones joined), and running sums over its rows: any prefix is costed at once."""
@@ -116,13 +131,15 @@ class _Gops:
     first_row: IntArray
     stop_row: IntArray
     first_frame: IntArray
+    looked: IntArray
+    """Frames of each that have been looked at already."""
     bytes_before: IntArray
     decode_before: FloatArray
     decoded_before: IntArray
     shown_before: IntArray
     latest_before: IntArray
 
-    def kept(self, keep: float, begun: Mapping[int, int]) -> _Gops:
+    def kept(self, keep: float, begun: Mapping[int, Progress]) -> _Gops:
         """This share of the GOPs, evenly spread, the first always; and those that are begun already."""
         if keep == 1.0:
             return self
@@ -134,6 +151,7 @@ class _Gops:
             first_row=self.first_row[which],
             stop_row=self.stop_row[which],
             first_frame=self.first_frame[which],
+            looked=self.looked[which],
         )
 
     def span(self, rows: IntArray) -> IntArray:
@@ -144,6 +162,8 @@ class _Gops:
         """Rows, bytes, decoding seconds, steps of flow and shown frames of this share of each GOP, one row at least."""
         count = self.stop_row - self.first_row
         rows = np.clip(np.ceil(share * count), 1, count).astype(np.int64)
+        if share >= TO_THE_END and self.stop_row[-1] == len(self.bytes_before) - 1:
+            rows[-1] = max(rows[-1], count[-1] - EXTRAPOLATE_FRAMES)
         first, stop = self.first_row, self.first_row + rows
         decoded = self.decoded_before[stop] - self.decoded_before[first]
         return (
@@ -186,14 +206,14 @@ def make_plan(
     until_byte: int | None = None,
     look_at: Sequence[int] | None = None,
     have: Sequence[ByteRange] = (),
-    done: Mapping[int, int] | None = None,
+    done: Mapping[int, Progress] | None = None,
 ) -> Plan:
     """The plan whose expected time fits the budget and whose expected quality, less `SECOND_COST` a second, is highest.
 
     `stride`, `every_frame`, `key_frames_only`, `until_byte` (nothing at or behind this byte is fetched) and `look_at`
-    (just these frame numbers) fix what the search would choose. `have` are bytes already here, `done` the rows already
-    decoded of the step that begins at a row: they cost nothing more, which is how a plan is made again half-way. When
-    not even key frames fit the budget, the plan is the quickest one, in an order that is even wherever it stops.
+    (just these frame numbers) fix what the search would choose. `have` are bytes already here, `done` how far the step
+    that begins at a row is: they cost nothing more, which is how a plan is made again half-way. When not even key
+    frames fit the budget, the plan is the quickest one, in an order that is even wherever it stops.
     """
     if look_at is not None:
         return _just(index, rates, look_at)
@@ -209,23 +229,19 @@ def make_plan(
     fixed = every_frame or stride is not None or math.isinf(budget_seconds)
     shares: Sequence[float] = (0.0,) if key_frames_only else (1.0,) if fixed else SHARES
     short = (0.0,) if key_frames_only else SHORT_SHARES
-    best: tuple[float, float, float, float, int] | None = None
-    for keep in KEEPS if not fixed else (1.0,):
+    best = (-math.inf, -math.inf, 1.0, 1.0, int(strides[0]))
+    for keep in KEEPS if not fixed else KEEPS[:1]:
         chosen = gops.kept(keep, done or {})
         for share in shares if keep == 1.0 else short:
             seconds, quality = _judge(chosen, share, np.asarray(strides), rates, have, index.frame_count)
-            fits = fixed | (seconds <= budget_seconds)
-            worth = np.where(fits, quality * np.exp(-SECOND_COST * seconds), -seconds)
+            worth = quality * np.exp(-SECOND_COST * seconds) * (WHOLE_WORTH if keep == share == 1.0 else 1.0)
+            worth = np.where(fixed | (seconds <= budget_seconds), worth, -seconds)
             at = int(np.argmax(worth))
             rank = (float(worth[at]), -float(seconds[at]))
-            if best is None or rank > best[:2]:
+            if rank > best[:2]:
                 best = (*rank, keep, share, int(strides[at]))
-            if share == 1.0 and fits[at]:
-                break  # samples are left out only where time or bytes do not allow the whole
-        assert best is not None
-        if best[2:4] == (1.0, 1.0) and best[0] > 0.0:
-            break  # and so are GOPs
-    assert best is not None
+        if best[0] > 0.0 and best[3] > short[0]:
+            break  # GOPs are left out only where there is no time for more than a few frames of each
     _, _, keep, share, chosen_stride = best
     return _plan(index, gops.kept(keep, done or {}), share, chosen_stride, rates, have, skip_disposable=not every_frame)
 
@@ -248,7 +264,7 @@ def _just(index: Index, rates: Rates, look_at: Sequence[int]) -> Plan:
         cost = decode + len(looks[key]) * rates.detect_seconds
         steps.append(Step(key, stops[key], stops[key], spans, tuple(looks[key]), cost))
     size = sum(step.size_bytes for step in steps)
-    work = sum(step.cost_seconds for step in steps) / rates.workers
+    work = sum(step.cost_seconds for step in steps) / rates.cores
     seconds = rates.round_trip_seconds + max(size / rates.bytes_per_second, work)
     quality = len(set(look_at)) / max(1, index.frame_count)
     return Plan(tuple(steps), index.frame_count, 0, 0.0, seconds, quality, skip_disposable=False)
@@ -260,9 +276,10 @@ def _judge(
     """Seconds and quality of one share of the GOPs for each stride, (S,) both; a table in a few array operations."""
     rows, size, decode, steps, shown = gops.prefix(share)
     closing = gops.closing(rows)
-    looks = look_counts(shown, strides[:, None], closing)
-    flow = looks * rates.flow_look_seconds + steps * rates.flow_seconds
-    work = (decode + looks * rates.detect_seconds + np.where(strides[:, None] > 1, flow, 0.0)).sum(axis=1)
+    looks = np.maximum(look_counts(shown, strides[:, None], closing), gops.looked)
+    more = looks - gops.looked
+    flow = more * rates.flow_look_seconds + steps * rates.flow_seconds
+    work = (decode + more * rates.detect_seconds + np.where(strides[:, None] > 1, flow, 0.0)).sum(axis=1)
     seconds = _seconds(work, size, decode, rates, have)
     # Inside the prefix flow carries; from its last look to the next GOP's first one nothing is decoded.
     span = np.maximum(gops.span(rows), shown)
@@ -282,8 +299,9 @@ def hole_value(length: IntArray, moving: npt.NDArray[np.bool_]) -> tuple[FloatAr
     bridged = length < BRIDGE_FRAMES
     reach = np.where(bridged, side, np.minimum(side, EXTRAPOLATE_FRAMES))
     coasted = 2 * MOMENTUM_FRAMES * (1.0 - np.exp(-reach / MOMENTUM_FRAMES))
+    curved = np.where(bridged, length * quality_between(length, HOLE_QUALITY), coasted)
     straight = 2.0 * reach * quality_between(length + 1, LINEAR_QUALITY)
-    return np.where(moving, np.maximum(coasted, straight), straight), np.broadcast_to(2.0 * reach, moving.shape)
+    return np.where(moving, curved, straight), np.broadcast_to(2.0 * reach, moving.shape)
 
 
 def _covered_f1(found: npt.ArrayLike, answered: npt.ArrayLike, frame_count: int) -> FloatArray:
@@ -306,7 +324,7 @@ def _seconds(
     missing = max(0, int(size.sum()) - sum(len(part) for part in have))
     fetch = missing / rates.bytes_per_second
     last = np.minimum(work / max(1, len(size)), 0.1)
-    longest = np.maximum(work / rates.workers, decode.max())
+    longest = np.maximum(work / rates.cores, decode.max() / rates.core_share)
     longest = longest + min(BEGIN_SECONDS, fetch)
     return np.asarray(rates.round_trip_seconds * (missing > 0) + np.maximum(fetch + last, longest), np.float64)
 
@@ -332,8 +350,9 @@ def _plan(
         decoded[shown + 1] = 1
         looks.append(_evenly(shown, stride, bool(closing[at])))
     counts = np.array([len(numbers) for numbers in looks])
-    flow = counts * rates.flow_look_seconds + flow_steps * rates.flow_seconds if stride > 1 else 0.0
-    cost = decode + counts * rates.detect_seconds + flow
+    more = np.maximum(counts - gops.looked, 0)
+    flow = more * rates.flow_look_seconds + flow_steps * rates.flow_seconds if stride > 1 else 0.0
+    cost = decode + more * rates.detect_seconds + flow
     steps = []
     for at in spread_order(len(looks)):
         first, stop = int(gops.first_row[at]), int(gops.first_row[at] + rows[at])
@@ -357,16 +376,19 @@ def expected_quality(looks: IntArray, decoded_before: IntArray, frame_count: int
     flown = (inside >= 0.999 * gap) | (gap <= LEAP_FRAMES)
     # What is decoded of any other gap is carried by flow from one side, the rest is a hole.
     hole = np.where(flown, 0, gap - inside)
-    moving = np.append(False, flown[:-1]) | np.append(flown[1:], False) | (inside > 1)
+    shows = flown | (inside > 1)
+    moving = shows | np.append(False, shows[:-1]) | np.append(shows[1:], False)
     found, answered = hole_value(hole, moving)
     ends = np.minimum([looks[0], frame_count - 1 - looks[-1]], EXTRAPOLATE_FRAMES)
-    ends_found, ends_answered = hole_value(2 * ends, np.array([flown[:1].any(), flown[-1:].any()]))
+    ends_found, ends_answered = hole_value(2 * ends, np.array([shows[:1].any(), shows[-1:].any()]))
     found = (gap - hole) * quality_between(gap, FLOW_QUALITY) + found
     total_answered = 1.0 + (gap - hole + answered).sum() + ends_answered.sum() / 2
     return float(_covered_f1(1.0 + found.sum() + ends_found.sum() / 2, total_answered, frame_count))
 
 
-def _gops(index: Index, rates: Rates, skip_disposable: bool, until_byte: int | None, done: Mapping[int, int]) -> _Gops:
+def _gops(
+    index: Index, rates: Rates, skip_disposable: bool, until_byte: int | None, done: Mapping[int, Progress]
+) -> _Gops:
     count = len(index.offset)
     costs = np.where(index.is_keyframe, rates.decode_key_seconds, rates.decode_reference_seconds)
     skipped = index.is_disposable & skip_disposable
@@ -378,14 +400,15 @@ def _gops(index: Index, rates: Rates, skip_disposable: bool, until_byte: int | N
             stop = first + int(np.argmax(beyond))
         if stop > first:
             runs.append((first, stop))
-    for first, rows in done.items():
-        costs[first : first + rows] = 0.0
-        skipped[first : first + rows] = True
+    for first, progress in done.items():
+        costs[first : first + progress.rows] = 0.0
+        skipped[first : first + progress.rows] = True
     starts, stops = (np.array([run[side] for run in runs], np.int64) for side in (0, 1))
     return _Gops(
         starts,
         stops,
         np.maximum(index.frame_number[starts], 0).astype(np.int64) if runs else starts,
+        np.array([done[first].looks if first in done else 0 for first, _ in runs], np.int64),
         _before(index.size),
         _before(costs),
         _before(~skipped),

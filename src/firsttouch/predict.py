@@ -32,21 +32,37 @@ BUDGETS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 9.0)
 
 F1_BY_STRIDE = (
     (1, 1.0),
-    (5, 0.96),
-    (8, 0.95),
-    (12, 0.94),
-    (16, 0.93),
-    (25, 0.90),
-    (37, 0.86),
+    (5, 0.98),
+    (8, 0.97),
+    (12, 0.96),
+    (16, 0.95),
+    (25, 0.92),
+    (37, 0.83),
+    (50, 0.75),
     (75, 0.6),
     (150, 0.3),
 )
-"""F1 of boxes carried by flow, by frames between looks, against every frame looked at. Up to 37 the mean of clip `a`
-(`python -m bench carry`) and of the match with key frames every 50 and 250; beyond, an extrapolation. The plan uses it
-too."""
+"""F1 of boxes carried by flow, by frames between looks, against every frame looked at: the mean of clip `a`
+(`python -m bench carry`) and of the match with key frames every 50 and 250; beyond 50 an extrapolation. The plan uses
+it too."""
 
-F1_BY_GAP = ((1, 1.0), (5, 0.92), (8, 0.87), (12, 0.75), (25, 0.35), (50, 0.15), (100, 0.07), (200, 0.03))
-"""The same without flow: frames that nobody decoded are interpolated over the gap."""
+F1_BY_GAP = ((1, 1.0), (6, 0.93), (9, 0.83), (13, 0.76), (17, 0.67), (26, 0.44), (39, 0.28), (59, 0.18), (100, 0.07))
+"""The same without flow: frames that nobody decoded are interpolated over the gap between two frames alone."""
+
+F1_BY_HOLE = (
+    (1, 0.97),
+    (5, 0.95),
+    (8, 0.93),
+    (12, 0.89),
+    (16, 0.85),
+    (20, 0.79),
+    (25, 0.69),
+    (30, 0.58),
+    (38, 0.46),
+    (58, 0.32),
+)
+"""F1 in a hole of so many frames that nobody decoded, where flow on either side of it says how fast everybody moves
+(`python -m bench carry`: clip `a`; the match's lie within 0.03 of it)."""
 
 BRIDGE_FRAMES = 60
 """A hole without motion at most this long is interpolated; of a longer one only the ends are answered."""
@@ -56,6 +72,9 @@ EXTRAPOLATE_FRAMES = 8
 
 LEAP_FRAMES = 12
 """Two frames further apart with nothing decoded between are a leap: bodies cannot be followed through it."""
+
+KEY_FRAME_COST = 10.0
+"""A key frame's bytes, in those of other frames (the match)."""
 
 MOMENTUM_FRAMES = 7.5
 """By e in so many frames falls the share of bodies that are found where their velocity would have them. Fitted to seven
@@ -129,6 +148,8 @@ class Rates:
     flow_look_seconds: float = 0.004
     """For each pair of looks, on top."""
     workers: int = 2
+    core_share: float = 1.0
+    """How much of a core a worker gets while it works: the rest goes to other programs, or is waited for."""
 
     def decode_seconds(self, keys: float, references: float) -> float:
         """What so many key and other reference frames should take one core."""
@@ -137,6 +158,11 @@ class Rates:
     def follow_seconds(self, pairs: float, frames: float) -> float:
         """What flow over so many pairs of looks with so many decoded frames should take one core."""
         return pairs * self.flow_look_seconds + frames * self.flow_seconds
+
+    @property
+    def cores(self) -> float:
+        """CPU seconds that the workers compute in a second."""
+        return self.workers * self.core_share
 
     def decoding_times(self, factor: float) -> Rates:
         return replace(
@@ -222,7 +248,9 @@ def predict(
     f1, boxes = carried(choice)
     if choice.fetch == "sparse":  # coarse to fine: what is missing at the deadline is the end of each GOP
         coverage = 1.0 if done > 0 else 0.0
-        left = done + (1 - done) * interpolate(F1_BY_GAP, (1 - done) * clip.frames_per_gop)
+        hole = (1 - done) * clip.frames_per_gop
+        moving = done * (clip.frames_per_gop + KEY_FRAME_COST) > KEY_FRAME_COST + LEAP_FRAMES
+        left = done + (1 - done) * interpolate(F1_BY_HOLE if moving else F1_BY_GAP, hole)
         f1, boxes = f1 * left, boxes * boxes_of(left)
     else:  # in file order: what is missing at the deadline is the end of the clip
         coverage = reach * done
@@ -288,7 +316,7 @@ def _seconds(choice: Choice, stride: int, reach: float, clip: Clip, rates: Rates
     cpu_seconds = rates.decode_seconds(keys, decoded - keys) + looks * rates.detect_seconds * smaller
     if stride > 1:
         cpu_seconds += rates.follow_seconds(looks, frames / FLOW_STEP)
-    work = cpu_seconds / rates.workers
+    work = cpu_seconds / rates.cores
     if choice.fetch in ("head", "full"):  # the guide's download: it ends before the decoder begins
         return start + fetch, work
     return start, max(fetch, work)

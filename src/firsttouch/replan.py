@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Literal
 
@@ -23,6 +24,12 @@ DOUBT_SECONDS = 0.2
 """So many CPU seconds of the earlier rates count beside what is measured: the first frames of a call take a third
 longer than the others, and a plan that has left looks out for that cannot take them in again."""
 
+TOP_UP_SECONDS = 0.2
+"""How often it is asked whether time is left for more than a part of the clip, once that part has been fetched."""
+
+STAGES = "decode", "detect", "carry"
+"""What the worker threads do."""
+
 REPLAN_RATIO = 1.25
 """A rate this far from the one planned with makes a new plan."""
 
@@ -37,8 +44,8 @@ class Planner:
         self._first_rates = self._planned_rates = rates
         self._first_planned = 0.0
         """When the first plan was made, seconds after the start."""
-        self._topped_up = 0
-        """The size of the plan that was last found to be fetched before its time."""
+        self._topped_up = -math.inf
+        """When it was last asked whether time is left, seconds after the start."""
 
     def make(self, clip: Clip, budget_seconds: float, *, only_better: bool = False) -> Plan | None:
         """What fits the budget under the rates, given what is here and done; `use` it once the work goes by it.
@@ -56,7 +63,7 @@ class Planner:
             every_frame=options.every_frame,
             until_byte=int(options.fetch_mb * MEGABYTE) if clip.fetch == "head" else None,
             have=clip.sparse.have(),
-            done=self._work.rows_done,
+            done=self._work.progress,
         )
         if only_better and self.plan is not None and plan.expected_quality <= self.plan.expected_quality:
             return None
@@ -72,18 +79,13 @@ class Planner:
         if self._options.every_frame or self._options.stride is not None or self.plan is None:
             return None
         assert clip.index is not None
-        if fetched and self._time_is_left(self.plan, int(clip.index.size.sum())):
+        part = self.plan.size_bytes < int(clip.index.size.sum())
+        if fetched and part and self._watch.elapsed - self._topped_up > TOP_UP_SECONDS:
+            self._topped_up = self._watch.elapsed
             return "time left"
         if _differ(self.rates, self._planned_rates, self.plan):
             return "other rates"
         return None
-
-    def _time_is_left(self, plan: Plan, clip_bytes: int) -> bool:
-        """All bytes of a plan for less than the whole clip are here already: said once of each such plan."""
-        if self._topped_up == plan.size_bytes:
-            return False
-        self._topped_up = plan.size_bytes
-        return plan.size_bytes < clip_bytes
 
     def measured(self) -> Rates:
         """The rates as this run sees them: near the earlier ones until it has seen enough to tell."""
@@ -96,7 +98,9 @@ class Planner:
         rates = rates.decoding_times(_times(seconds.get("decode", 0.0), decoding))
         rates = rates.following_times(_times(seconds.get("carry", 0.0), following))
         looking = _times(seconds.get("detect", 0.0), looked * rates.detect_seconds)
-        rates = replace(rates, detect_seconds=rates.detect_seconds * looking)
+        computed, passed = (sum(of.get(stage, 0.0) for stage in STAGES) for of in (seconds, self._watch.seconds))
+        share = rates.core_share * _times(computed, passed * rates.core_share)
+        rates = replace(rates, detect_seconds=rates.detect_seconds * looking, core_share=min(1.0, share))
         link = self._source.bytes_per_second
         settled = self._first_planned > 0.0 and self._watch.elapsed - self._first_planned > LINK_SECONDS
         if link is not None and (settled or link < SLOW_LINK):
@@ -114,11 +118,12 @@ def _times(spent: float, foretold: float) -> float:
 def _differ(measured: Rates, planned: Rates, plan: Plan) -> bool:
     """Whether a rate that binds is far from the one planned with: a plan made again late costs what it drops."""
     pairs = [(measured.bytes_per_second, planned.bytes_per_second)]
-    work_seconds = sum(step.cost_seconds for step in plan.steps) / planned.workers
+    work_seconds = sum(step.cost_seconds for step in plan.steps) / planned.cores
     if 2 * work_seconds > plan.size_bytes / measured.bytes_per_second:
         pairs += [
             (measured.decode_reference_seconds, planned.decode_reference_seconds),
             (measured.detect_seconds, planned.detect_seconds),
             (measured.flow_seconds, planned.flow_seconds),
+            (measured.core_share, planned.core_share),
         ]
     return any(max(a, b) > REPLAN_RATIO * min(a, b) for a, b in pairs)

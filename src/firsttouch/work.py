@@ -28,7 +28,7 @@ from .detect import Detections, Detector
 from .detect.session import OutOfDeviceMemory
 from .errors import FirsttouchError
 from .motion import Motion, follow, use_one_thread
-from .plan import FLOW_STEP, Rates, Step
+from .plan import FLOW_STEP, Progress, Rates, Step
 
 Grey = npt.NDArray[np.uint8]
 
@@ -68,6 +68,8 @@ class Chain:
     done: bool = False
     opening: Look | None = None
     looks: list[Look] = field(default_factory=list)
+    opened: int = 0
+    """Looks so far, those included that nobody has come to yet."""
     last: Frame | None = None
     """The newest frame while a target is open: looked at when the chain ends before the target comes."""
 
@@ -159,11 +161,17 @@ class Work:
             return frozenset(chain.decoding.rows.start for chain in self._chains)
 
     @property
-    def rows_done(self) -> dict[int, int]:
-        """How many rows of each begun chain are decoded, by its first row."""
+    def progress(self) -> dict[int, Progress]:
+        """How far each begun chain is, by its first row."""
         with self._wake:
-            chains = [chain.decoding for chain in self._chains if chain.started]
-        return {decoding.rows.start: decoding.next_row - decoding.rows.start for decoding in chains}
+            return {
+                chain.decoding.rows.start: Progress(
+                    chain.decoding.next_row - chain.decoding.rows.start,
+                    chain.opened - sum(look.detections is None for look in chain.looks),
+                )
+                for chain in self._chains
+                if chain.started
+            }
 
     @property
     def samples_given(self) -> tuple[int, int]:
@@ -345,6 +353,7 @@ class Work:
                 self._greys -= 1
             chain.opening = chain.opening or look
             chain.looks.append(look)
+            chain.opened += 1
             self._to_detect.append(look)
             self._wake.notify_all()
 
