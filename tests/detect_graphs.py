@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 NATIVE_FACTS = {
-    "layout": 1,
+    "layout": 2,
     "classes": ["ball", "goalkeeper", "player", "referee"],
     "input": "planes",
     "img_size": 640,
@@ -41,7 +41,8 @@ def native(
     kernel = np.full((8, 6, 3, 3), 1e-6, np.float32)
     node = helper.make_node
     nodes = [
-        node("Cast", ["planes"], ["x"], to=TensorProto.FLOAT),
+        node("Transpose", ["planes"], ["planes_first"], perm=[0, 3, 1, 2]),
+        node("Cast", ["planes_first"], ["x"], to=TensorProto.FLOAT),
         node("Slice", ["x", "zero", "four", "one"], ["luma"]),
         node("ReduceMax", ["luma"], ["brightest"], axes=[1, 2, 3], keepdims=1),
         node("Mul", ["brightest", "a_255th"], ["share_4d"]),
@@ -69,7 +70,7 @@ def native(
     }
     count = len(boxes)
     info = helper.make_tensor_value_info
-    inputs = [info("planes", TensorProto.UINT8, ["batch", 6, "height", "width"])]
+    inputs = [info("planes", TensorProto.UINT8, ["batch", "height", "width", 6])]
     outputs = [
         info("boxes", TensorProto.FLOAT, ["batch", count, 4]),
         info("scores", TensorProto.FLOAT, ["batch", count, 4]),

@@ -48,15 +48,15 @@ def picture(width: int, height: int, seed: int = 0):
 def test_a_720p_picture_is_only_dealt_out_to_planes_not_resampled():
     y, u, v = picture(1280, 720)
     planes = fill(Canvas.of_size(640), y, u, v)
-    assert planes.shape == (6, 368, 640)
+    assert planes.shape == (368, 640, 6)
     rebuilt = np.empty_like(y)
     for phase in range(4):
-        rebuilt[phase // 2 :: 2, phase % 2 :: 2] = planes[phase, :360]
+        rebuilt[phase // 2 :: 2, phase % 2 :: 2] = planes[:360, :, phase]
     assert (rebuilt == y).all()
-    assert (planes[4, :360] == u).all()
-    assert (planes[5, :360] == v).all()
-    assert (planes[:4, 360:] == 16).all()
-    assert (planes[4:, 360:] == 128).all()
+    assert (planes[:360, :, 4] == u).all()
+    assert (planes[:360, :, 5] == v).all()
+    assert (planes[360:, :, :4] == 16).all()
+    assert (planes[360:, :, 4:] == 128).all()
 
 
 def test_rows_of_a_decoder_buffer_with_padding_at_their_end_are_read_right():
@@ -87,7 +87,7 @@ def test_a_spot_lands_where_to_source_says(size):
     planes = fill(canvas, y, u, v)
     luma = np.empty((2 * canvas.height, 2 * canvas.width), np.uint8)
     for phase in range(4):
-        luma[phase // 2 :: 2, phase % 2 :: 2] = planes[phase]
+        luma[phase // 2 :: 2, phase % 2 :: 2] = planes[..., phase]
     rows, columns = np.nonzero(luma > 120)
     factor_x, factor_y = canvas.to_source(width, height)
     centre = ((columns.mean() + 0.5) * factor_x, (rows.mean() + 0.5) * factor_y)
@@ -146,7 +146,7 @@ def test_cut_graph_equals_the_one_the_onnx_package_extracts(model):
 def test_facts_of_a_file_equal_what_the_onnx_package_reads(model):
     facts = read_facts(model.read_bytes())
     assert [(t.name, t.element_type, t.shape) for t in facts.inputs] == [
-        ("planes", "uint8", ("batch", 6, "height", "width"))
+        ("planes", "uint8", ("batch", "height", "width", 6))
     ]
     assert [t.name for t in facts.outputs] == ["boxes", "scores", "keypoints"]
     assert json.loads(facts.metadata["firsttouch"]) == detect_graphs.NATIVE_FACTS
@@ -171,7 +171,7 @@ def test_two_threads_get_the_answers_of_one(model):
         assert (one.class_scores == other.class_scores).all()
 
 
-@pytest.mark.parametrize(("img_size", "shape"), [(416, (6, 240, 416)), (512, (6, 288, 512))])
+@pytest.mark.parametrize(("img_size", "shape"), [(416, (240, 416, 6)), (512, (288, 512, 6))])
 def test_img_size_changes_the_input_not_the_answer(model, img_size, shape):
     detector = load_detector(model=model, img_size=img_size)
     planes = detector.prepare(*picture(1280, 720))

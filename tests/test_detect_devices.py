@@ -214,13 +214,13 @@ def test_the_engine_of_another_gpu_driver_library_model_or_shape_is_never_found(
     file = ModelFile.read(model)
     facts = {"gpu": "A", "driver": "1", "onnxruntime": "1.31", "tensorrt": "10.9", "cudnn": "9"}
 
-    def folder(shape=(1, 6, 368, 640), outputs=("boxes",), precision="fp16", source=file, **changed):
+    def folder(shape=(1, 368, 640, 6), outputs=("boxes",), precision="fp16", source=file, **changed):
         return engine_folder(tmp_path, source, outputs, shape, precision, lambda: facts | changed)
 
     other = detect_graphs.native(tmp_path / "tiny2.onnx", BOXES + 1, SCORES, POINTS)
     folders = [
         folder(),
-        folder(shape=(8, 6, 368, 640)),
+        folder(shape=(8, 368, 640, 6)),
         folder(outputs=("boxes", "keypoints")),
         folder(precision="fp32"),
         folder(source=ModelFile.read(other)),
@@ -232,7 +232,7 @@ def test_the_engine_of_another_gpu_driver_library_model_or_shape_is_never_found(
 
 
 def test_a_built_engine_is_found_by_its_file(model, tmp_path):
-    file, arguments = ModelFile.read(model), (("boxes",), (1, 6, 96, 160), "fp16")
+    file, arguments = ModelFile.read(model), (("boxes",), (1, 96, 160, 6), "fp16")
     runtime = OrtTensorRt(tmp_path)
     assert not runtime.has_engine(file, *arguments)
     with pytest.raises(RuntimeUnavailable, match="no TensorRT engine of tiny") as refused:
@@ -256,7 +256,7 @@ def test_tensorrt_gets_its_cache_and_cuda_its_graph(model, tmp_path, monkeypatch
     file = ModelFile.read(model)
     for runtime in (OrtTensorRt(tmp_path, build=True), OrtCuda()):
         with pytest.raises(RuntimeUnavailable):
-            runtime.open(file, ("boxes",), (4, 6, 96, 160), "fp16")
+            runtime.open(file, ("boxes",), (4, 96, 160, 6), "fp16")
     (tensorrt, options), after = asked[0]
     assert (tensorrt, after) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
     assert options["trt_fp16_enable"] == "1"
@@ -267,7 +267,7 @@ def test_tensorrt_gets_its_cache_and_cuda_its_graph(model, tmp_path, monkeypatch
 
 
 def test_a_session_that_runs_elsewhere_is_not_taken(model):
-    session = OrtCpu().open(ModelFile.read(model), ("boxes",), (1, 6, 96, 160), "fp32")
+    session = OrtCpu().open(ModelFile.read(model), ("boxes",), (1, 96, 160, 6), "fp32")
     assert session.device == "cpu"
     with pytest.raises(RuntimeUnavailable, match="fell back to CPUExecutionProvider"):
         ort._checked(session, "cuda")
@@ -530,7 +530,7 @@ def test_models_lists_what_is_loaded(model, tmp_path, monkeypatch):
         ("tiny", "boxes and pitch", "cpu"),
         ("ball", "ball", "cpu"),
     ]
-    assert rows[0]["input"] == "6x368x640"
+    assert rows[0]["input"] == "368x640x6"
     assert rows[1]["megabytes"] == pytest.approx(ball.stat().st_size / 1e6)
     assert all(r["milliseconds_per_frame"] > 0 for r in rows)
     assert "onnxruntime" in CliRunner().invoke(app, ["models"]).stdout
@@ -570,12 +570,12 @@ def test_engines_are_built_for_both_sets_of_outputs(model, tmp_path):
     runtime.cache_dir = tmp_path
     folders = build_engines(runtime, model, batch=4, img_size=160)
     assert len(set(folders)) == 3
-    assert [shape for _, _, shape in runtime.opened] == [(1, 6, 96, 160), (4, 6, 96, 160), (4, 6, 96, 160)]
+    assert [shape for _, _, shape in runtime.opened] == [(1, 96, 160, 6), (4, 96, 160, 6), (4, 96, 160, 6)]
 
 
 @pytest.mark.parametrize("outputs", [("boxes", "scores"), ("keypoints", "scores", "boxes")])
 def test_bound_memory_gives_what_plain_runs_give_and_keeps_nothing_of_the_run_before(model, outputs):
-    file, shape = ModelFile.read(model), (2, 6, 96, 160)
+    file, shape = ModelFile.read(model), (2, 96, 160, 6)
     plain = OrtCpu().open(file, outputs, shape, "fp32")
     options = ort.session_options(file, shape)
     session = ort.open_session(file, outputs, options, ["CPUExecutionProvider"])

@@ -92,7 +92,7 @@ def test_bound_memory_takes_a_tensor_as_it_takes_an_array(tmp_path):
     import torch
 
     values = (np.array([[100, 60, 140, 90]]), np.array([[0, 0.1, 0.8, 0.05]]), np.zeros((32, 3)))
-    file, shape = ModelFile.read(detect_graphs.native(tmp_path / "tiny.onnx", *values)), (2, 6, 96, 160)
+    file, shape = ModelFile.read(detect_graphs.native(tmp_path / "tiny.onnx", *values)), (2, 96, 160, 6)
     inner = ort.open_session(file, ALL_OUTPUTS, ort.session_options(file, shape), ["CPUExecutionProvider"])
     session = DeviceSession(inner, "planes", ALL_OUTPUTS, "fp32", np.zeros(shape, np.uint8), memory="cpu")
     array = np.random.default_rng(0).integers(0, 200, shape, np.uint8)

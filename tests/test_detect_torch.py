@@ -69,9 +69,9 @@ def test_half_precision_changes_hardly_a_box():
 @needs_model
 def test_boxes_alone_batches_and_threads_give_the_same_as_one_by_one():
     file, rng = ModelFile.read(LITE), np.random.default_rng(0)
-    values = rng.integers(0, 255, (4, 6, 96, 160), np.uint8)
-    whole = Torch("cpu").open(file, ALL_OUTPUTS, (4, 6, 96, 160), "fp32").run(values)
-    session = Torch("cpu").open(file, BOX_OUTPUTS, (1, 6, 96, 160), "fp32")
+    values = rng.integers(0, 255, (4, 96, 160, 6), np.uint8)
+    whole = Torch("cpu").open(file, ALL_OUTPUTS, (4, 96, 160, 6), "fp32").run(values)
+    session = Torch("cpu").open(file, BOX_OUTPUTS, (1, 96, 160, 6), "fp32")
     with ThreadPoolExecutor(2) as pool:
         single = list(pool.map(session.run, [row[None] for row in values]))
     for row, (_, scores) in enumerate(single):
@@ -82,7 +82,7 @@ def test_boxes_alone_batches_and_threads_give_the_same_as_one_by_one():
 def test_an_operator_that_our_network_does_not_have_is_named(tmp_path):
     model = detect_graphs.native(tmp_path / "tiny.onnx", *(np.zeros(s, np.float32) for s in ((1, 4), (1, 4), (32, 3))))
     with pytest.raises(ModelMismatch, match="does not know the operator ReduceMean") as refused:
-        Torch("cpu").open(ModelFile.read(model), ALL_OUTPUTS, (1, 6, 96, 160), "fp32")
+        Torch("cpu").open(ModelFile.read(model), ALL_OUTPUTS, (1, 96, 160, 6), "fp32")
     assert "RUNTIME=onnxruntime" in refused.value.hint
 
 
@@ -215,7 +215,7 @@ def test_what_goes_wrong_on_a_gpu_is_typed(fake_cuda, monkeypatch):
 
     def opening(error):
         monkeypatch.setattr(torchgraph, "TorchGraph", lambda *_: lambda planes: fail_with(error))
-        return Torch("cuda").open(ModelFile.read(LITE), BOX_OUTPUTS, (1, 6, 96, 160), "fp16")
+        return Torch("cuda").open(ModelFile.read(LITE), BOX_OUTPUTS, (1, 96, 160, 6), "fp16")
 
     with pytest.raises(OutOfDeviceMemory):
         opening(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"))

@@ -28,7 +28,7 @@ BOXES = np.array([[100, 60, 140, 90]], np.float32)
 SCORES = np.array([[0, 0.1, 0.8, 0.05]], np.float32)
 POINTS = np.zeros((32, 3), np.float32)
 LAYOUT = NativeLayout(160)
-SHAPE = (1, 6, 96, 160)
+SHAPE = (1, 96, 160, 6)
 BRIGHT, DARK = np.full(SHAPE, 255, np.uint8), np.zeros(SHAPE, np.uint8)
 SOON = 10.0
 """Seconds that a thread is waited for, at most."""

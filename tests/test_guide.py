@@ -291,7 +291,7 @@ def test_skip_pitch_does_not_ask_for_key_points(origin: Origin, model: Path) -> 
 def test_img_size_changes_the_input_and_not_the_coordinates(origin: Origin, model: Path, size: int, width: int) -> None:
     spy = toy(model, img_size=size)
     analysis = answer(origin, detector=spy, frame_stride=25)
-    assert {shape[-1] for shape in spy.shapes} == {width}
+    assert {shape[-2] for shape in spy.shapes} == {width}
     assert all(frame.xyxy.max() <= 320 for frame in analysis.frames if frame.ids.size)
 
 

@@ -27,12 +27,18 @@ def people(count: int) -> Floats:
     return np.stack([left, top, left + 20, top + 50], 1)
 
 
+def cell(colour: tuple[int, int, int]) -> list[int]:
+    """The six bytes of a cell of one colour."""
+    y, u, v = colour
+    return [y, y, y, y, u, v]
+
+
 def drawn(boxes: Floats, colours: list[tuple[int, int, int]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Six planes (6, 368, 640) of a lawn with a block of one colour in each box."""
-    planes = np.empty((6, 368, 640), np.uint8)
-    planes[:4], planes[4], planes[5] = LAWN[0], LAWN[1], LAWN[2]
-    for (x0, y0, x1, y1), (y, u, v) in zip((boxes / 2).astype(int), colours, strict=True):
-        planes[:4, y0:y1, x0:x1], planes[4, y0:y1, x0:x1], planes[5, y0:y1, x0:x1] = y, u, v
+    """Six planes (368, 640, 6) of a lawn with a block of one colour in each box."""
+    planes = np.empty((368, 640, 6), np.uint8)
+    planes[:] = cell(LAWN)
+    for (x0, y0, x1, y1), colour in zip((boxes / 2).astype(int), colours, strict=True):
+        planes[y0:y1, x0:x1] = cell(colour)
     return planes
 
 
@@ -65,7 +71,7 @@ def roles() -> Roles:
 def test_colours_are_those_of_the_shirt_and_not_of_the_lawn_beside_it() -> None:
     boxes = people(3)
     planes = drawn(boxes, [RED, BLUE, LAWN])
-    planes[:, :, : int(boxes[0, 0] / 2) + 3] = np.array([LAWN[0]] * 4 + [LAWN[1], LAWN[2]], np.uint8)[:, None, None]
+    planes[:, : int(boxes[0, 0] / 2) + 3] = cell(LAWN)
     colours, clear = shirts(planes, boxes)
     assert colours.shape == (3, 2, 3)
     np.testing.assert_allclose(colours[0, 0], RED, atol=2)  # a third of the box is lawn

@@ -16,7 +16,7 @@ from firsttouch.pitch import POINTS  # noqa: E402
 from train import data, losses, measure, pitch, targets  # noqa: E402
 from train.augment import CROP, View, _move_boxes, _move_points, augmented_view, stack_planes  # noqa: E402
 from train.decode import WIDER, Shipped, decode_boxes, decode_keypoints  # noqa: E402
-from train.network import CELL, KEYPOINT_CELL, Network, Widths  # noqa: E402
+from train.network import CELL, KEYPOINT_CELL, Network, Widths, normalised  # noqa: E402
 
 SMALL = Widths(stem=8, s8=8, s16=16, s32=16, s64=16, box=8, keypoint=16)
 SHARED = Path("../shared/data")
@@ -73,9 +73,9 @@ def test_luma_phases_and_chroma_keep_every_sample() -> None:
     luma = np.arange(16 * 24, dtype=np.uint16).reshape(16, 24).astype(np.uint8)
     chroma = np.zeros((2, 8, 12), np.uint8)
     planes = stack_planes(luma, chroma)
-    assert planes.shape == (6, 8, 12)
-    assert planes[1, 3, 5] == luma[6, 11]
-    assert planes[2, 3, 5] == luma[7, 10]
+    assert planes.shape == (8, 12, 6)
+    assert planes[3, 5, 1] == luma[6, 11]
+    assert planes[3, 5, 2] == luma[7, 10]
 
 
 def test_a_box_that_leaves_the_canvas_is_gone_and_one_at_the_edge_is_cut() -> None:
@@ -91,7 +91,7 @@ def _maps_of(view: View) -> tuple[object, object, object]:
     kinds = torch.nn.functional.one_hot(t.kind, 3).permute(0, 3, 1, 2) * 12.0
     person = torch.cat((logit[:, :1], kinds, t.box[:, 0]), 1)
     ball = torch.cat((logit[:, 1:], t.box[:, 1]), 1)
-    h, w = view.planes.shape[1] * 2 // KEYPOINT_CELL, view.planes.shape[2] * 2 // KEYPOINT_CELL
+    h, w = view.planes.shape[0] * 2 // KEYPOINT_CELL, view.planes.shape[1] * 2 // KEYPOINT_CELL
     xs, ys = torch.arange(w) + 0.5, torch.arange(h) + 0.5
     px, py, state = t.points.unbind(-1)
     dx, dy = px[..., None, None] - xs[None, :], py[..., None, None] - ys[:, None]
@@ -112,7 +112,7 @@ def test_targets_decode_to_the_labels_they_came_from() -> None:
                       [3, 500, 300, 520, 350]], np.float32)  # fmt: skip
     points = np.zeros((32, 3), np.float32)
     points[[4, 20]] = [(100.3, 50.7, 1), (633.0, 377.5, 1)]
-    view = View(np.zeros((6, 192, 320), np.uint8), boxes, points, np.zeros((0, 4), np.float32))
+    view = View(np.zeros((192, 320, 6), np.uint8), boxes, points, np.zeros((0, 4), np.float32))
     person, ball, maps = _maps_of(view)
     found, scores = decode_boxes(torch.cat((person, ball), 1), torch.zeros(1, 3, 24, 40))
     sure = scores[0].amax(-1) > 0.5
@@ -179,7 +179,7 @@ def test_a_referee_overlooked_or_wrongly_boxed_costs_more_than_a_player(part: st
     def cost(kinds: tuple[int, int]) -> float:
         """Of answers that are right about the first person and know nothing of the second."""
         boxes = np.array([[kinds[0], 100, 90, 130, 170], [kinds[1], 400, 90, 430, 170]], np.float32)
-        view = View(np.zeros((6, 192, 320), np.uint8), boxes, None, np.zeros((0, 4), np.float32))
+        view = View(np.zeros((192, 320, 6), np.uint8), boxes, None, np.zeros((0, 4), np.float32))
         _, t = targets.encode([view])
         maps = torch.cat((torch.logit(t.heat[:, :1].clamp(1e-4, 1 - 1e-4)), torch.zeros(1, 3, 48, 80), t.box[:, 0]), 1)
         maps[..., 40:] = 0
@@ -195,7 +195,7 @@ def test_a_referee_overlooked_or_wrongly_boxed_costs_more_than_a_player(part: st
 
 
 def test_scores_fall_and_rows_are_a_hundred() -> None:
-    boxes, scores, points = Shipped(Network(SMALL).eval())(torch.randint(0, 255, (2, 6, 96, 160), dtype=torch.uint8))
+    boxes, scores, points = Shipped(Network(SMALL).eval())(torch.randint(0, 255, (2, 96, 160, 6), dtype=torch.uint8))
     assert boxes.shape == scores.shape == (2, 100, 4)
     assert points.shape == (2, 32, 3)
     best = scores.amax(-1)
@@ -234,9 +234,9 @@ def test_a_graph_that_ships_opens_again_as_the_network_it_was(tmp_path: Path) ->
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
             torch.nn.init.uniform_(module.bias, -1, 1)
     export.write(network, tmp_path / "small.onnx", {})
-    planes = torch.randint(0, 255, (2, 6, 64, 96), dtype=torch.uint8)
+    planes = torch.randint(0, 255, (2, 64, 96, 6), dtype=torch.uint8)
     again = reopen(tmp_path / "small.onnx", [planes], SMALL)
-    inputs = (planes.float() - 128) / 64
+    inputs = (planes.permute(0, 3, 1, 2).float() - 128) / 64
     with torch.inference_mode():
         for mine, theirs in zip(again(inputs), network(inputs), strict=True):
             assert torch.allclose(mine, theirs, atol=1e-3)
@@ -270,9 +270,9 @@ def test_the_int8_graph_multiplies_bytes_to_the_end_and_answers_as_the_float_one
     torch.manual_seed(3)
     network = Network(Widths(stem=16, s8=16, s16=16, s32=16, s64=16, box=16, keypoint=16, role=16)).eval()
     rng = np.random.default_rng(0)
-    views = [np.kron(rng.integers(16, 235, (1, 6, 6, 10)), np.ones((16, 16))).astype(np.uint8) for _ in range(4)]
+    views = [np.kron(rng.integers(16, 235, (1, 6, 10, 6)), np.ones((1, 16, 16, 1))).astype(np.uint8) for _ in range(4)]
     with torch.no_grad():  # an untrained net says nearly the same everywhere
-        spread = network((torch.from_numpy(np.concatenate(views)).float() - 128) / 64)[1][:, :32].std((0, 2, 3))
+        spread = network(normalised(torch.from_numpy(np.concatenate(views))))[1][:, :32].std((0, 2, 3))
         network.keypoint_out.weight[:32] *= (2 / spread)[:, None, None, None]
     whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
     export.write(network, whole, {"seed": 3})
@@ -371,7 +371,7 @@ def test_real_labels_agree_with_a_homography_and_views_keep_them_on_the_lines() 
     assert (dense[:, 2] > 0).sum() >= (points[:, 2] > 0).sum() - 1
     boxes = np.array([[2, 400, 300, 420, 350]], np.float32)
     view = augmented_view(data.Frame("x", "pitch", luma, chroma, boxes, dense), CROP, np.random.default_rng(0))
-    assert view.planes.shape == (6, CROP[1] // 2, CROP[0] // 2)
+    assert view.planes.shape == (CROP[1] // 2, CROP[0] // 2, 6)
     assert view.planes.dtype == np.uint8
 
 

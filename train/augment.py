@@ -26,7 +26,7 @@ NOISE = np.random.default_rng(0).normal(0, 1, (2048, 2048)).astype(np.float16)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the network is shown: planes [6, h/2, w/2] uint8 and labels in canvas pixels (as in `Frame`)."""
+    """What the network is shown: planes [h/2, w/2, 6] uint8 and labels in canvas pixels (as in `Frame`)."""
 
     planes: Plane
     boxes: NDArray[np.float32] | None
@@ -35,8 +35,9 @@ class View:
 
 
 def stack_planes(luma: Plane, chroma: Plane) -> Plane:
-    """[h, w] and [2, h/2, w/2] to [6, h/2, w/2]: four luma phases, U, V."""
-    return np.stack((luma[0::2, 0::2], luma[0::2, 1::2], luma[1::2, 0::2], luma[1::2, 1::2], chroma[0], chroma[1]))
+    """[h, w] and [2, h/2, w/2] to [h/2, w/2, 6]: four luma phases, U, V."""
+    luma_of_cell = luma[0::2, 0::2], luma[0::2, 1::2], luma[1::2, 0::2], luma[1::2, 1::2]
+    return np.stack((*luma_of_cell, *chroma), -1)
 
 
 def plain_view(frame: Frame) -> View:

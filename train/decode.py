@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from train.network import CELL, KEYPOINT_CELL, KEYPOINTS, SCALE, ZERO_POINT, Network
+from train.network import CELL, KEYPOINT_CELL, KEYPOINTS, Network, normalised
 
 PEOPLE, BALLS = 92, 8  # together K = 100 rows
 UPRIGHT, ROUND = (3, 1), (3, 3)  # rows and columns of cells among which a peak is the highest
@@ -118,13 +118,13 @@ def decode_keypoints(maps: Tensor) -> Tensor:
 
 
 class Shipped(nn.Module):
-    """The whole graph of the contract: planes uint8 [n, 6, h, w] -> boxes, scores, keypoints."""
+    """The whole graph of the contract: planes uint8 [n, h, w, 6] -> boxes, scores, keypoints."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        maps, keypoint, role = self.network((planes.float() - ZERO_POINT) * SCALE)
+        maps, keypoint, role = self.network(normalised(planes))
         boxes, scores = decode_boxes(maps, role)
         return boxes, scores, decode_keypoints(keypoint)

@@ -37,8 +37,8 @@ def main(args: argparse.Namespace) -> None:
 
 def write(network: Network, path: Path, facts: dict[str, Any]) -> None:
     """The fp32 graph with its metadata."""
-    sample = torch.randint(0, 255, (1, 6, 112, 192), dtype=torch.uint8)  # any size: the axes are free
-    axes = {"planes": {0: "batch", 2: "height", 3: "width"}} | {name: {0: "batch"} for name in OUTPUTS}
+    sample = torch.randint(0, 255, (1, 112, 192, 6), dtype=torch.uint8)  # any size: the axes are free
+    axes = {"planes": {0: "batch", 1: "height", 2: "width"}} | {name: {0: "batch"} for name in OUTPUTS}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -53,7 +53,7 @@ def write(network: Network, path: Path, facts: dict[str, Any]) -> None:
 
 def stamp(model: onnx.ModelProto, facts: dict[str, Any], precision: str) -> None:
     """The `firsttouch` metadata entry that the runtime reads."""
-    layout = {"layout": 1, "classes": list(CLASSES), "input": "planes", "img_size": 640, "precision": precision}
+    layout = {"layout": 2, "classes": list(CLASSES), "input": "planes", "img_size": 640, "precision": precision}
     onnx.helper.set_model_props(model, {"firsttouch": json.dumps(layout | {"trained": facts})})
 
 
@@ -84,7 +84,7 @@ def answering(path: Path) -> Answering:
 def check(network: Network, path: Path) -> float:
     """Largest difference of a confident row or point, in pixels, on noise of three shapes."""
     rng, worst, ours = np.random.default_rng(0), 0.0, session(path)
-    for shape in ((1, 6, 368, 640), (2, 6, 240, 416), (3, 6, 96, 160)):
+    for shape in ((1, 368, 640, 6), (2, 240, 416, 6), (3, 96, 160, 6)):
         planes = rng.integers(16, 235, shape, dtype=np.uint8)
         with torch.inference_mode():
             expected = [o.numpy() for o in Shipped(network)(torch.from_numpy(planes))]

@@ -27,7 +27,7 @@ from train import data, losses, measure, propose
 from train.augment import CROP, FULL, augmented_view
 from train.data import Frame
 from train.decode import Shipped
-from train.network import SCALE, ZERO_POINT, Network, Widths
+from train.network import Network, Widths, normalised
 from train.reopen import reopen
 from train.targets import Targets, encode
 
@@ -94,11 +94,6 @@ def rate_at(progress: float, step: int) -> float:
     return RATE * min(1.0, (step + 1) / WARM_STEPS) * (0.02 + 0.98 * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
 
 
-def normalise(planes: Tensor, device: torch.device) -> Tensor:
-    planes = planes.to(device).contiguous(memory_format=torch.channels_last)
-    return (planes.float() - ZERO_POINT) * SCALE
-
-
 def answering(network: Network) -> measure.Answering:
     """The network in the shape the judge asks: planes in, three arrays out."""
     shipped = Shipped(network).eval()
@@ -106,7 +101,7 @@ def answering(network: Network) -> measure.Answering:
 
     def run(planes: np.ndarray) -> measure.Answer:
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            out = shipped(torch.from_numpy(planes).to(device).contiguous(memory_format=torch.channels_last))
+            out = shipped(torch.from_numpy(planes).to(device))
         boxes, scores, points = (o.float().cpu().numpy() for o in out)
         return boxes, scores, points
 
@@ -244,10 +239,10 @@ def fit(rank: int, args: argparse.Namespace) -> None:
             group["lr"] = args.rate / RATE * rate_at(progress, step)
         network.train()
         targets = Targets(*(getattr(targets, f).to(device) for f in Targets.__slots__))
-        shown = normalise(planes, device)
+        shown = normalised(planes.to(device))
         with torch.autocast(device.type, dtype=torch.bfloat16):
             outputs = network(shown)
-        loss, parts = losses.total(outputs, targets, whole=planes.shape[3] == FULL[0] // 2)
+        loss, parts = losses.total(outputs, targets, whole=planes.shape[2] == FULL[0] // 2)
         if teacher is not None:
             with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
                 answer = teacher(shown)

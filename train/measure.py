@@ -15,7 +15,7 @@ from train.data import WIDTH, Frame
 from train.network import CLASSES
 
 Answer = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
-Answering = Callable[[NDArray[np.uint8]], Answer]  # planes [n, 6, h, w] -> boxes, scores, keypoints
+Answering = Callable[[NDArray[np.uint8]], Answer]  # planes [n, h, w, 6] -> boxes, scores, keypoints
 
 
 def answers(frames: Sequence[Frame], run: Answering, batch: int = 4) -> list[Answer]:

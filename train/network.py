@@ -22,6 +22,11 @@ ZERO_POINT = 128.0  # the normalisation is (planes - 128) / 64: exact as a uint8
 SCALE = 1.0 / 64.0
 
 
+def normalised(planes: Tensor) -> Tensor:
+    """uint8 planes [N, H, W, 6], as pictures come, as what `Network` takes."""
+    return (planes.permute(0, 3, 1, 2).float() - ZERO_POINT) * SCALE
+
+
 @dataclass(frozen=True, slots=True)
 class Widths:
     """Channels at 4, 8, 16, 32 and 64 canvas pixels per cell, and of the heads."""

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from train import losses
 from train.data import SOURCES
 from train.export import stamped_facts
-from train.fit import Batches, load_network, load_training_frames, normalise, opened
-from train.network import Network
+from train.fit import Batches, load_network, load_training_frames, opened
+from train.network import Network, normalised
 from train.targets import Targets
 
 KERNEL_CHANNELS = 16
@@ -152,7 +152,7 @@ def gate_scores(network: Network, batches: list[tuple[Tensor, Targets]]) -> dict
     for planes, targets in batches:
         network.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            outputs = network(normalise(planes, torch.device("cpu")))
+            outputs = network(normalised(planes))
         loss, _ = losses.total(outputs, targets, whole=True)
         loss.backward()  # type: ignore[no-untyped-call]
         for m in norms:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from train.network import SCALE, ZERO_POINT, Conv, Network, Widths
+from train.network import Conv, Network, Widths, normalised
 
 
 def reopen(path: Path, views: Iterable[Tensor], widths: Widths | None = None) -> Network:
@@ -83,7 +83,7 @@ def _put_statistics(network: Network, views: Iterable[Tensor]) -> None:
     owner = {m[0]: m for m in network.modules() if isinstance(m, Conv)}
     hooks = [convolution.register_forward_hook(add) for convolution in owner]
     for planes in views:
-        network((planes.float() - ZERO_POINT) * SCALE)
+        network(normalised(planes))
     for hook in hooks:
         hook.remove()
     for module, rows in sums.items():

@@ -60,8 +60,8 @@ def _stamp(
 
 
 def encode(views: list[View]) -> tuple[Tensor, Targets]:
-    """(planes [b, 6, H, W] uint8, targets) of views of one size."""
-    n, (ph, pw) = len(views), views[0].planes.shape[1:]
+    """(planes [b, H, W, 6] uint8, targets) of views of one size."""
+    n, (ph, pw) = len(views), views[0].planes.shape[:2]
     h, w = 2 * ph // CELL, 2 * pw // CELL
     heat, weight = np.zeros((n, 2, h, w), np.float32), np.zeros((n, 2, h, w), np.float32)
     box, box_weight = np.zeros((n, 2, 4, h, w), np.float32), np.zeros((n, 2, h, w), np.float32)

@@ -84,13 +84,13 @@ class Miner:
         rows, columns = y.shape
         scale = min(2 * self.width / columns, 2 * (self.width * 9 // 16) / rows)
         width, height = (max(2, 2 * round(side * scale / 2)) for side in (columns, rows))
-        planes = np.full((6, self.height, self.width), 16, np.uint8)
-        planes[4:] = 128
+        planes = np.full((self.height, self.width, 6), 16, np.uint8)
+        planes[..., 4:] = 128
         luma = _scaled(y, width, height)
         for phase in range(4):
-            planes[phase, : height // 2, : width // 2] = luma[phase // 2 :: 2, phase % 2 :: 2]
-        planes[4, : height // 2, : width // 2] = _scaled(u, width // 2, height // 2)
-        planes[5, : height // 2, : width // 2] = _scaled(v, width // 2, height // 2)
+            planes[: height // 2, : width // 2, phase] = luma[phase // 2 :: 2, phase % 2 :: 2]
+        planes[: height // 2, : width // 2, 4] = _scaled(u, width // 2, height // 2)
+        planes[: height // 2, : width // 2, 5] = _scaled(v, width // 2, height // 2)
         return planes, (columns / width, rows / height)
 
 

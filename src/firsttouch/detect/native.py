@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LAYOUT_KEY = "firsttouch"
-LAYOUT = 1
+LAYOUT = 2
 BOX_OUTPUTS = ("boxes", "scores")
 ALL_OUTPUTS = ("boxes", "scores", "keypoints")
 

@@ -1,7 +1,7 @@
 """A decoded 4:2:0 picture as the network's input: no colour conversion, and for 720p no resampling.
 
-The canvas is 16:9 and twice the input's size: 1280x720 becomes six planes of 640x360 (four phases of
-luma, then U and V), padded to a multiple of 16 rows at the bottom.
+The canvas is 16:9 and twice the input's size: 1280x720 becomes 640x360 cells of six bytes (four luma pixels, then U and
+V), padded to a multiple of 16 rows at the bottom. The six lie together, as convolutions in int8 want them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 LUMA_BLACK = 16
 CHROMA_GREY = 128
+BLANK = np.array([LUMA_BLACK] * 4 + [CHROMA_GREY] * 2, np.uint8)
 Plane = NDArray[np.uint8]
 
 
@@ -35,7 +36,7 @@ class Canvas:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return (6, self.height, self.width)
+        return (self.height, self.width, 6)
 
     def fit(self, width: int, height: int) -> tuple[int, int]:
         """Width and height, both even, of a source picture scaled to lie in the 16:9 part of the canvas."""
@@ -49,29 +50,20 @@ class Canvas:
 
 
 def fill(canvas: Canvas, y: Plane, u: Plane, v: Plane, out: Plane | None = None) -> Plane:
-    """The (6, H, W) uint8 input of `canvas` made from the planes of one picture; `out` is reused if given."""
+    """The (H, W, 6) uint8 input of `canvas` made from the planes of one picture; `out` is reused if given."""
     planes = np.empty(canvas.shape, np.uint8) if out is None else out
     if planes.shape != canvas.shape or planes.dtype != np.uint8:
         raise ValueError(f"out must be uint8 of shape {canvas.shape}, got {planes.dtype} {planes.shape}")
     width, height = canvas.fit(y.shape[1], y.shape[0])
     columns, rows = width // 2, height // 2
-    _pad(planes, rows, columns)
-    luma = _scaled(y, width, height)
-    for row in (0, 1):
-        pairs = luma[row::2].reshape(rows, columns, 2)
-        # mixChannels reads rows with a stride in place and splits with SIMD: 0.24 ms where numpy takes 0.31
-        targets = [planes[2 * row, :rows, :columns], planes[2 * row + 1, :rows, :columns]]
-        cv2.mixChannels([pairs], targets, [0, 0, 1, 1])
-    planes[4, :rows, :columns] = _scaled(u, columns, rows)
-    planes[5, :rows, :columns] = _scaled(v, columns, rows)
+    # every time: a reused buffer may have held another size
+    planes[rows:] = BLANK
+    planes[:rows, columns:] = BLANK
+    # Two bytes at a time, three such pairs a cell: OpenCV interleaves them in 0.11 ms, and numpy in 0.31.
+    luma = _scaled(y, width, height).view(np.uint16)
+    chroma = cv2.merge([_scaled(u, columns, rows), _scaled(v, columns, rows)]).view(np.uint16)
+    cv2.merge([luma[0::2], luma[1::2], chroma[..., 0]], planes[:rows, :columns].view(np.uint16))
     return planes
-
-
-def _pad(planes: Plane, rows: int, columns: int) -> None:
-    """Black below and right of the picture, every time: a reused buffer may have held another size."""
-    for part in (planes[:, rows:, :], planes[:, :rows, columns:]):
-        part[:4] = LUMA_BLACK
-        part[4:] = CHROMA_GREY
 
 
 def _scaled(plane: Plane, width: int, height: int) -> Plane:

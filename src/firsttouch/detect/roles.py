@@ -61,9 +61,9 @@ class Scene:
 
 
 def see(planes: Plane, boxes: Array, scores: Array, keypoints: Array | None) -> Scene:
-    """The scene of one picture: six planes (6, H, W), and boxes (N, 4), scores (N, 3), key points (32, 3) in pixels
+    """The scene of one picture: six planes (H, W, 6), and boxes (N, 4), scores (N, 3), key points (32, 3) in pixels
     of the canvas (2 W, 2 H)."""
-    size = 2 * planes.shape[2], 2 * planes.shape[1]
+    size = 2 * planes.shape[1], 2 * planes.shape[0]
     colours, clear = shirts(planes, boxes)
     to_metres = None if keypoints is None else ground(keypoints, size[0])
     feet = np.stack([(boxes[:, 0] + boxes[:, 2]) / 2, boxes[:, 3]], 1).astype(np.float64)
@@ -88,12 +88,13 @@ def shirts(planes: Plane, boxes: Array) -> tuple[Array, Array]:
 
 def _sampled(planes: Plane, rows: Array, columns: Array) -> Array:
     """(3, N, R, C) float32 Y, U, V at rows (N, R) and columns (N, C) of the planes."""
-    y = np.clip(rows, 0, planes.shape[1] - 1).astype(np.intp)[:, :, None]
-    x = np.clip(columns, 0, planes.shape[2] - 1).astype(np.intp)[:, None, :]
-    at = y * planes.shape[2] + x
+    y = np.clip(rows, 0, planes.shape[0] - 1).astype(np.intp)[:, :, None]
+    x = np.clip(columns, 0, planes.shape[1] - 1).astype(np.intp)[:, None, :]
+    at = (y * planes.shape[1] + x) * 6
     values = np.empty((3, *at.shape), np.float32)
+    flat = planes.ravel()
     for k, plane in enumerate((0, 4, 5)):
-        values[k] = planes[plane].ravel()[at]
+        values[k] = flat[at + plane]
     return values
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from firsttouch.decode.frame import grey_factor, shrunk
 from firsttouch.detect.detections import Plane
-from firsttouch.detect.planes import CHROMA_GREY, LUMA_BLACK, Canvas, fill, is_area
+from firsttouch.detect.planes import BLANK, Canvas, fill, is_area
 from firsttouch.detect.session import OutOfDeviceMemory, Problem
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class TorchSurfaces:
             return self._proved[width, height]
 
     def inputs(self, luma: object, chroma: object) -> Tensor:
-        """(6, H, W) uint8 on the device, of DLPack capsules of Y (H, W) and UV (H / 2, W / 2, 2).
+        """(H, W, 6) uint8 on the device, of DLPack capsules of Y (H, W) and UV (H / 2, W / 2, 2).
 
         Raises OutOfDeviceMemory.
         """
@@ -99,15 +99,14 @@ class TorchSurfaces:
     def _planes(self, y: Tensor, uv: Tensor) -> Tensor:
         width, height = self._canvas.fit(y.shape[1], y.shape[0])
         columns, rows = width // 2, height // 2
-        made = y.new_full(self._canvas.shape, LUMA_BLACK)
-        made[4:] = CHROMA_GREY
+        made = y.new_tensor(BLANK).expand(self._canvas.shape).clone()
         luma = _scale((y.shape[1], y.shape[0]), (width, height), self._device)(y)
         for row in (0, 1):
             for column in (0, 1):
-                made[2 * row + column, :rows, :columns] = luma[row::2, column::2]
+                made[:rows, :columns, 2 * row + column] = luma[row::2, column::2]
         halve = _scale((uv.shape[1], uv.shape[0]), (columns, rows), self._device)
         for which in (0, 1):
-            made[4 + which, :rows, :columns] = halve(uv[..., which])
+            made[:rows, :columns, 4 + which] = halve(uv[..., which])
         return made
 
     def _grey(self, y: Tensor) -> Tensor:
