@@ -17,6 +17,7 @@ from firsttouch.commands import doctor as doctor_command
 from firsttouch.doctor import (
     Finding,
     connection_findings,
+    core_findings,
     examine,
     installed_runtimes,
     load_findings,
@@ -151,6 +152,13 @@ def test_an_engine_that_is_not_built_yet_is_noted() -> None:
 def test_a_busy_machine_is_noted() -> None:
     assert load_findings(6.0, 2)[0].state == "note"
     assert load_findings(0.5, 2)[0].state == "ok"
+
+
+def test_cores_that_others_or_a_limit_take_are_noted() -> None:
+    (busy,), (free,) = core_findings(0.5), core_findings(0.95)
+    assert busy.state == "note"
+    assert "50%" in busy.evidence
+    assert free.state == "ok"
 
 
 def test_installed_runtimes_are_those_of_this_environment() -> None:

@@ -43,6 +43,7 @@ SLOW_SECONDS = 3.0
 LONG_GOP_SECONDS = 4.0
 OPEN_SECONDS = 30.0
 LATE_SECONDS = 0.05
+BUSY_SHARE = 0.75
 
 RUNTIMES = (
     "onnxruntime",
@@ -93,6 +94,15 @@ def load_findings(load: float, cores: int) -> list[Finding]:
     if load > 0.75 * cores:
         return [Finding("machine", "note", evidence, "stop what else runs here: every stage waits for it")]
     return [Finding("machine", "ok", evidence)]
+
+
+def core_findings(share: float) -> list[Finding]:
+    """Do the threads get the cores they run on? The load does not show a container's limit."""
+    evidence = f"a thread got {share:.0%} of a core while it worked"
+    if share < BUSY_SHARE:
+        change = "stop what else runs here, or raise the container's CPU limit (docker run --cpus)"
+        return [Finding("cores", "note", evidence, change)]
+    return [Finding("cores", "ok", evidence)]
 
 
 def has_gpu() -> bool:
@@ -169,6 +179,8 @@ async def examine_source(name: str, settings: Settings, detector: Detector) -> l
                 rates = analysis.rates
         except FirsttouchError as error:
             return [*findings, Finding("source", "wrong", f"{error.name}: {error}", error.hint)]
+    if detector.device == "cpu" and analysis.rates is not None:
+        findings += core_findings(analysis.rates.core_share)
     return [*findings, *answer_findings(analysis, settings, index, remote=remote)]
 
 
