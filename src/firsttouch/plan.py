@@ -35,9 +35,10 @@ KEEPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.33, 0.2, 0.12, 0.07, 0.04, 0.02)
 """Shares of the GOPs that a plan may keep, evenly spread."""
 SHORT_SHARES = (0.2, 0.12, 0.08, 0.04, 0.0)
 """Shares of each GOP that are tried where GOPs are left out: a few frames behind a key frame show who moves where."""
-BEGIN_SECONDS = 0.15
-"""How long threads wait before so much is there that they hardly do again: the first requests share the link. With the
-match at 100 Mbit/s each of two threads waited 0.12 s (key frames every 50) to 0.26 s (every 250)."""
+BEGIN_SECONDS, BEGIN_SECONDS_OF_ALL_GOPS = 0.12, 0.4
+"""How long threads wait, most of it before so much is there that they hardly do again: the first requests share the link.
+The second is shared among the GOPs: few chains give little to choose from. With the match at 100 Mbit/s each of two threads
+waited 0.12 s (15 GOPs) to 0.26 s (three), and such plans end 0.08 s apart."""
 
 DEFAULT_STRIDE = 12
 """Frames between looked-at frames when time does not bind: beyond it F1 falls faster than the time does."""
@@ -109,8 +110,10 @@ class Plan:
         the bytes of the first GOP to be over."""
         if self.share < 1.0:
             return [part for step in self.steps for part in step.byte_ranges]
-        pairs = (self.steps[at : at + WOVEN_STEPS] for at in range(0, len(self.steps), WOVEN_STEPS))
-        return [part for pair in pairs for part in weave([step.byte_ranges for step in pair], WOVEN_BYTES)]
+        count = len(self.steps)
+        starts = range(0, max(count - 1, 1), WOVEN_STEPS)  # nobody comes last and alone: one core would have no work
+        groups = (self.steps[at : at + WOVEN_STEPS if at < starts[-1] else count] for at in starts)
+        return [part for group in groups for part in weave([step.byte_ranges for step in group], WOVEN_BYTES)]
 
     @property
     def size_bytes(self) -> int:
@@ -325,7 +328,7 @@ def _seconds(
     fetch = missing / rates.bytes_per_second
     last = np.minimum(work / max(1, len(size)), 0.1)
     longest = np.maximum(work / rates.cores, decode.max() / rates.core_share)
-    longest = longest + min(BEGIN_SECONDS, fetch)
+    longest = longest + min(BEGIN_SECONDS + BEGIN_SECONDS_OF_ALL_GOPS / max(1, len(size)), fetch)
     return np.asarray(rates.round_trip_seconds * (missing > 0) + np.maximum(fetch + last, longest), np.float64)
 
 
