@@ -29,9 +29,10 @@ bench: $(READY)
 
 # Needs the labelled data in ../shared/data and hours of two cores, or minutes of a GPU; `--resume runs/joint/last.pt` goes on.
 TRAIN := $(BIN)/python -m train
-FRAMES := --data ../shared/data --pseudo train/labels/people --extra runs/frames/broadcast runs/frames/rendered \
-	--extra-val runs/frames/broadcast_val --processes 2
-MORE := --crop-share 0.25 --seed 9 --shares detection=0.40,pitch=0.22,pitch_broadcast=0.20,broadcast=0.12,rendered=0.06
+SEEN := --data ../shared/data --pseudo train/labels/people --extra runs/frames/broadcast runs/frames/rendered
+FRAMES := $(SEEN) --extra-val runs/frames/broadcast_val --processes 2
+SHARES := --shares detection=0.40,pitch=0.22,pitch_broadcast=0.20,broadcast=0.12,rendered=0.06
+MORE := --crop-share 0.25 --seed 9 $(SHARES)
 WEIGHTS := src/firsttouch/weights/firsttouch.onnx
 INT8 := $(WEIGHTS:.onnx=.int8.onnx)
 
@@ -47,16 +48,19 @@ train-more: runs/frames
 	$(TRAIN) export runs/more/last.pt
 	$(MAKE) precisions
 
-# The smaller network: channels of the one that ships taken away in two steps, tuned on labels and on what the larger one says.
+# The smaller network: channels of the one that ships taken away in two steps, tuned on labels and on what the larger one says;
+# then tuned once more for long, and the mean of before and after.
 LITE := $(WEIGHTS:.onnx=-lite.onnx)
-TUNE := $(FRAMES) $(MORE) --out runs/lite --start runs/pruned.pt --teacher $(WEIGHTS) --rate 0.002
+TUNE := $(FRAMES) $(MORE) --teacher $(WEIGHTS) --rate 0.002
 
 lite: runs/frames
 	$(TRAIN) prune $(WEIGHTS) --time 0.775 --out runs/pruned.pt
-	$(TRAIN) fit $(TUNE) --minutes 62
+	$(TRAIN) fit $(TUNE) --out runs/lite --start runs/pruned.pt --minutes 62
 	$(TRAIN) prune runs/lite/last.pt --time 0.88 --out runs/pruned.pt
-	$(TRAIN) fit $(TUNE) --seed 10 --minutes 36
-	$(TRAIN) export runs/lite/last.pt --out $(LITE)
+	$(TRAIN) fit $(TUNE) --out runs/lite --start runs/pruned.pt --seed 10 --minutes 36
+	$(TRAIN) fit $(TUNE) --out runs/lite-on --start runs/lite/last.pt --seed 12 --minutes 85
+	$(TRAIN) average runs/lite/last.pt runs/lite-on/last.pt $(SEEN) $(SHARES) --out runs/lite.pt
+	$(TRAIN) export runs/lite.pt --out $(LITE)
 	$(TRAIN) quantise $(LITE) --out $(LITE:.onnx=.int8.onnx)
 	$(TRAIN) roles $(LITE:.onnx=.int8.onnx) --also $(LITE) --pseudo train/labels/people --extra runs/frames/broadcast
 
@@ -66,7 +70,7 @@ CURVE := 0.9 0.775 0.65
 curve: runs/frames
 	for share in $(CURVE); do \
 		to=runs/curve/$$share && mkdir -p runs/curve && $(TRAIN) prune $(WEIGHTS) --time $$share --out $$to.pt && \
-		$(TRAIN) fit $(FRAMES) $(MORE) --out $$to --start $$to.pt --teacher $(WEIGHTS) --rate 0.002 --steps 1500 && \
+		$(TRAIN) fit $(TUNE) --out $$to --start $$to.pt --steps 1500 && \
 		$(TRAIN) export $$to/last.pt --out $$to.onnx && $(TRAIN) quantise $$to.onnx --out $$to.int8.onnx && \
 		$(TRAIN) roles $$to.int8.onnx --also $$to.onnx --pseudo train/labels/people --extra runs/frames/broadcast || exit 1; \
 	done

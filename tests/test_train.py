@@ -245,6 +245,19 @@ def test_a_graph_that_ships_opens_again_as_the_network_it_was(tmp_path: Path) ->
             assert torch.allclose(mine, theirs, atol=0.05)
 
 
+def test_the_mean_of_two_networks_has_their_weights_and_statistics_of_its_own() -> None:
+    from train import average
+
+    torch.manual_seed(2)
+    networks = [Network(SMALL) for _ in range(2)]
+    one, two = (network.stem[0].weight.detach().clone() for network in networks)
+    planes = torch.randint(0, 255, (2, 64, 96, 6), dtype=torch.uint8)
+    found = average.mean(networks, [planes])
+    assert torch.allclose(found.stem[0].weight, (one + two) / 2)
+    assert torch.allclose(found.stem[1].running_mean, found.stem[0](normalised(planes)).mean((0, 2, 3)), atol=1e-4)
+    assert not found.training
+
+
 def test_keypoints_alone_do_not_hold_back_boxes(tmp_path: Path) -> None:
     """The runtime may skip the pitch head: nothing that `boxes` needs may come through it."""
     onnx = pytest.importorskip("onnx")

@@ -7,6 +7,7 @@ import importlib
 
 COMMANDS = {
     "judge": "figures of a checkpoint or ONNX file on val",
+    "average": "the mean of checkpoints that were trained on from one another",
     "prune": "take channels away from a trained network",
     "propose": "pseudo-labels for frames nobody labelled",
     "collect": "gather broadcast frames and rendered stills",

@@ -36,9 +36,9 @@ KEEPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.33, 0.2, 0.12, 0.07, 0.04, 0.02)
 SHORT_SHARES = (0.2, 0.12, 0.08, 0.04, 0.0)
 """Shares of each GOP that are tried where GOPs are left out: a few frames behind a key frame show who moves where."""
 BEGIN_SECONDS, BEGIN_SECONDS_OF_ALL_GOPS = 0.12, 0.4
-"""How long threads wait, most of it before so much is there that they hardly do again: the first requests share the link.
-The second is shared among the GOPs: few chains give little to choose from. With the match at 100 Mbit/s each of two threads
-waited 0.12 s (15 GOPs) to 0.26 s (three), and such plans end 0.08 s apart."""
+"""How long threads wait, most of it before so much is there that they hardly do again: the first requests share the
+link. The second is shared among the GOPs: few chains give little to choose from. With the match at 100 Mbit/s each of
+two threads waited 0.12 s (15 GOPs) to 0.26 s (three), and such plans end 0.08 s apart."""
 
 DEFAULT_STRIDE = 12
 """Frames between looked-at frames when time does not bind: beyond it F1 falls faster than the time does."""
