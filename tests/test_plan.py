@@ -213,6 +213,17 @@ def test_the_last_gop_is_decoded_until_its_end_can_be_extrapolated():
     assert rows[650] < 50 - EXTRAPOLATE_FRAMES == rows[700]
 
 
+@pytest.mark.parametrize("frames", [500, 750, 1250])
+def test_of_a_whole_clip_no_gop_comes_last_and_alone(frames):
+    plan = make_plan(clip(frames=frames, gop=250), FAST)
+    owner = [next(step for step in plan.steps if step.byte_ranges[0].start <= part.start < step.byte_ranges[-1].stop)
+             for part in plan.byte_ranges]  # fmt: skip
+    begun = {step.first_row: next(i for i, of in enumerate(owner) if of is step) for step in plan.steps}
+    last = max(begun, key=lambda row: begun[row])
+    assert any(of.first_row != last for of in owner[begun[last] :])
+    assert total(plan.byte_ranges) == sum(step.size_bytes for step in plan.steps)
+
+
 def test_very_short_gops_share_a_step():
     plan = make_plan(clip(gop=1, key_bytes=30_000), FAST)
     assert len(plan.steps) <= 50
