@@ -122,6 +122,18 @@ def test_a_plan_made_again_keeps_the_gops_that_are_begun():
     assert begun.keys() <= {step.first_row for step in plan.steps}
 
 
+def test_a_gop_whose_decoding_has_ended_is_planned_as_it_is_and_the_others_get_the_time():
+    begun = range(50, 400, 50)
+    ended = {first: Progress(20, 3, (first, first + 10, first + 19)) for first in begun}
+    plan, other = (
+        make_plan(clip(), SLOW_CPU, 3.0, done=done) for done in (ended, {first: Progress(20, 3) for first in begun})
+    )
+    rows = {step.first_row: len(step.rows) for step in plan.steps}
+    assert {rows[first] for first in begun} == {20}
+    assert next(step.look_at for step in plan.steps if step.first_row == 50) == (50, 60, 69)
+    assert plan.share > other.share
+
+
 @pytest.mark.parametrize(("moving", "length"), [(False, 10), (True, 10), (True, 45), (True, 200)])
 def test_a_hole_is_worth_less_than_its_answered_frames_and_more_where_velocities_are_known(moving, length):
     found, answered = hole_value(np.array([length]), np.array([moving]))

@@ -124,7 +124,9 @@ class Progress(NamedTuple):
     """What is done of a step: rows decoded, frames looked at."""
 
     rows: int
-    looks: int = 0
+    looked: int = 0
+    final_looks: tuple[int, ...] | None = None
+    """Of a step whose decoding has ended, at its `rows`: all frame numbers to look at, rising. It grows no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,9 @@ class _Gops:
     first_frame: IntArray
     looked: IntArray
     """Frames of each that have been looked at already."""
+    final_rows: IntArray
+    final_looks: IntArray
+    """Rows and looks of each whose decoding has ended, -1 for the others."""
     bytes_before: IntArray
     decode_before: FloatArray
     decoded_before: IntArray
@@ -155,6 +160,8 @@ class _Gops:
             stop_row=self.stop_row[which],
             first_frame=self.first_frame[which],
             looked=self.looked[which],
+            final_rows=self.final_rows[which],
+            final_looks=self.final_looks[which],
         )
 
     def span(self, rows: IntArray) -> IntArray:
@@ -167,6 +174,7 @@ class _Gops:
         rows = np.clip(np.ceil(share * count), 1, count).astype(np.int64)
         if share >= TO_THE_END and self.stop_row[-1] == len(self.bytes_before) - 1:
             rows[-1] = max(rows[-1], count[-1] - EXTRAPOLATE_FRAMES)
+        rows = np.where(self.final_rows < 0, rows, np.clip(self.final_rows, 1, count))
         first, stop = self.first_row, self.first_row + rows
         decoded = self.decoded_before[stop] - self.decoded_before[first]
         return (
@@ -246,7 +254,8 @@ def make_plan(
         if best[0] > 0.0 and best[3] > short[0]:
             break  # GOPs are left out only where there is no time for more than a few frames of each
     _, _, keep, share, chosen_stride = best
-    return _plan(index, gops.kept(keep, done or {}), share, chosen_stride, rates, have, skip_disposable=not every_frame)
+    chosen = gops.kept(keep, done or {})
+    return _plan(index, chosen, share, chosen_stride, rates, have, done or {}, skip_disposable=not every_frame)
 
 
 def _just(index: Index, rates: Rates, look_at: Sequence[int]) -> Plan:
@@ -280,6 +289,7 @@ def _judge(
     rows, size, decode, steps, shown = gops.prefix(share)
     closing = gops.closing(rows)
     looks = np.maximum(look_counts(shown, strides[:, None], closing), gops.looked)
+    looks = np.where(gops.final_looks < 0, looks, gops.final_looks)
     more = looks - gops.looked
     flow = more * rates.flow_look_seconds + steps * rates.flow_seconds
     work = (decode + more * rates.detect_seconds + np.where(strides[:, None] > 1, flow, 0.0)).sum(axis=1)
@@ -339,6 +349,7 @@ def _plan(
     stride: int,
     rates: Rates,
     have: Sequence[ByteRange],
+    done: Mapping[int, Progress],
     *,
     skip_disposable: bool,
 ) -> Plan:
@@ -351,7 +362,8 @@ def _plan(
         shown = np.sort(index.frame_number[first : first + count].astype(np.int64))
         shown = shown[shown >= 0]
         decoded[shown + 1] = 1
-        looks.append(_evenly(shown, stride, bool(closing[at])))
+        final = done[first].final_looks if first in done else None
+        looks.append(_evenly(shown, stride, bool(closing[at])) if final is None else np.array(final, np.int64))
     counts = np.array([len(numbers) for numbers in looks])
     more = np.maximum(counts - gops.looked, 0)
     flow = more * rates.flow_look_seconds + flow_steps * rates.flow_seconds if stride > 1 else 0.0
@@ -406,12 +418,15 @@ def _gops(
     for first, progress in done.items():
         costs[first : first + progress.rows] = 0.0
         skipped[first : first + progress.rows] = True
+    begun = [done.get(first, Progress(0)) for first, _ in runs]
     starts, stops = (np.array([run[side] for run in runs], np.int64) for side in (0, 1))
     return _Gops(
         starts,
         stops,
         np.maximum(index.frame_number[starts], 0).astype(np.int64) if runs else starts,
-        np.array([done[first].looks if first in done else 0 for first, _ in runs], np.int64),
+        np.array([of.looked for of in begun], np.int64),
+        np.array([-1 if of.final_looks is None else of.rows for of in begun], np.int64),
+        np.array([-1 if of.final_looks is None else len(of.final_looks) for of in begun], np.int64),
         _before(index.size),
         _before(costs),
         _before(~skipped),

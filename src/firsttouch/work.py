@@ -68,8 +68,8 @@ class Chain:
     done: bool = False
     opening: Look | None = None
     looks: list[Look] = field(default_factory=list)
-    opened: int = 0
-    """Looks so far, those included that nobody has come to yet."""
+    opened: list[int] = field(default_factory=list)
+    """Frames to look at so far, those included that nobody has come to yet."""
     last: Frame | None = None
     """The newest frame while a target is open: looked at when the chain ends before the target comes."""
 
@@ -167,7 +167,8 @@ class Work:
             return {
                 chain.decoding.rows.start: Progress(
                     chain.decoding.next_row - chain.decoding.rows.start,
-                    chain.opened - sum(look.detections is None for look in chain.looks),
+                    len(chain.opened) - sum(look.detections is None for look in chain.looks),
+                    tuple(chain.opened) if chain.done else None,
                 )
                 for chain in self._chains
                 if chain.started
@@ -353,7 +354,7 @@ class Work:
                 self._greys -= 1
             chain.opening = chain.opening or look
             chain.looks.append(look)
-            chain.opened += 1
+            chain.opened.append(look.frame_number)
             self._to_detect.append(look)
             self._wake.notify_all()
 
