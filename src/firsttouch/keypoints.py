@@ -30,6 +30,8 @@ GENERATED = 0.5
 """Highest confidence of such a point."""
 STEADY_FRAMES = 50
 """Looked-at frames at most this far away help to steady a view, the nearer the more."""
+STEADY_STEP = 5
+"""Of those closer together than this some are left out: they err alike, and cost as much as the others."""
 STRAY = 0.015
 """A sighting this share of the width away from the view fitted to all of them is left out."""
 NEIGHBOUR_FRAMES = 3
@@ -162,33 +164,32 @@ def _neighbours(
     """For each looked-at frame those near it, as far as the camera is known between: indices (S, K),
     homographies from
     each to it (S, K, 3, 3), and what each counts (S, K), itself 1 and places left over 0."""
-    numbers = [d.frame_number for d in detections]
+    numbers = np.array([d.frame_number for d in detections])
+    looks = np.arange(len(numbers))
     cameras = [None if m is not None and m.is_leap else camera_across(m) for m in between]
-    inverse = [None if c is None else np.linalg.inv(c) for c in cameras]
-    lists: list[list[tuple[int, Float]]] = []
-    for look, number in enumerate(numbers):
-        found: list[tuple[int, Float]] = [(look, np.eye(3))]
-        for step in (-1, 1):
-            chain: Float = np.eye(3)
-            other = look + step
-            while 0 <= other < len(numbers) and abs(numbers[other] - number) <= STEADY_FRAMES:
-                camera = cameras[other] if step < 0 else inverse[other - 1]
-                if camera is None:
-                    break
-                chain = chain @ camera
-                found.append((other, chain))
-                other += step
-        lists.append(found)
-    most = max(map(len, lists))
-    index = np.zeros((len(lists), most), np.intp)
-    chains = np.tile(np.eye(3), (len(lists), most, 1, 1))
-    share = np.zeros((len(lists), most))
-    for look, found in enumerate(lists):
-        index[look, : len(found)] = [other for other, _ in found]
-        chains[look, : len(found)] = [chain for _, chain in found]
-        distance = np.abs(np.array([numbers[other] for other, _ in found]) - numbers[look])
-        share[look, : len(found)] = np.exp(-2.0 * distance / STEADY_FRAMES)
-    return index, chains, share
+    known = np.array([camera is not None for camera in cameras], bool)
+    forward = np.array([np.eye(3) if camera is None else camera for camera in cameras]).reshape(-1, 3, 3)
+    found = [(looks, np.tile(np.eye(3), (len(looks), 1, 1)), np.ones(len(looks), bool))]
+    for way, steps in ((-1, forward), (1, np.linalg.inv(forward))):
+        (_, chain, joined), last = found[0], numbers
+        for away in range(1, len(looks)):
+            other = looks + way * away
+            joined = joined & (other >= 0) & (other < len(looks))
+            other = np.where(joined, other, looks)
+            edge = np.where(joined, np.minimum(other, other - way), 0)  # between the two nearest on this way
+            joined = joined & known[edge] & (np.abs(numbers[other] - numbers) <= STEADY_FRAMES)
+            if not joined.any():
+                break
+            chain = chain @ steps[edge]
+            apart = joined & (np.abs(numbers[other] - last) >= STEADY_STEP)
+            last = np.where(apart, numbers[other], last)
+            found.append((other, chain, apart))
+    index, chains, taken = (np.stack(column, 1) for column in zip(*found, strict=True))
+    order = np.argsort(~taken, axis=1, kind="stable")[:, : int(taken.sum(1).max())]
+    rows = looks[:, None]
+    index, chains, taken = index[rows, order], chains[rows, order], taken[rows, order]
+    share = np.exp(-2.0 * np.abs(numbers[index] - numbers[:, None]) / STEADY_FRAMES)
+    return index, chains, np.where(taken, share, 0.0)
 
 
 def _smoothed(glances: list[_Glance], numbers: Sequence[int], between: Sequence[Motion | None]) -> list[_Glance]:

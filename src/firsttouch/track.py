@@ -13,7 +13,7 @@ the prediction is the track's own velocity.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -462,24 +462,80 @@ def _ball_path(detections: Sequence[Detections], between: Sequence[Motion | None
     allowed. Short losses are filled, long ones stay losses."""
     balls = [np.flatnonzero(d.class_id == 0) for d in detections]
     reach = BALL_METRES_PER_FRAME * _pixels_per_metre(detections)
-    best: list[Float] = []
+    memory = _Memory.none()
     came_from: list[list[_Place | None]] = []
     peak, peak_at = 0.0, None
     for look, mine in enumerate(balls):
+        if look:
+            memory = memory.moved(between[look - 1], look, int(numbers[look]))
         score = np.full(len(mine), max(peak - BALL_RESTART, 0.0))
-        origin: list[_Place | None] = [peak_at and _Place(*peak_at[:2], anew=True)] * len(mine)
-        for earlier, camera in _memory(look, numbers, between) if len(mine) else ():
-            value, winner = _reached(detections, balls, earlier, look, camera, best[earlier], reach, numbers)
-            for k in np.flatnonzero(value > score):
-                score[k], origin[k] = value[k], _Place(earlier, int(winner[k]))
+        origin: list[_Place | None] = [peak_at and _Place(*peak_at, anew=True)] * len(mine)
+        where = _centres(detections[look].xyxy[mine])
+        if len(mine) and len(memory.look):
+            value = memory.worth(where, int(numbers[look]), reach)
+            winner = value.argmax(0)
+            for k in np.flatnonzero(value[winner, np.arange(len(mine))] > score).tolist():
+                score[k] = value[winner[k], k]
+                origin[k] = _Place(int(memory.look[winner[k]]), int(memory.candidate[winner[k]]))
         confidence = detections[look].class_scores[mine, 0].astype(np.float64)
         fresh = min(int(numbers[look] - numbers[look - 1]) / FRESH_FRAMES, 1.0) if look else 1.0
-        best.append(score + fresh * np.log(np.maximum(confidence, 1e-3) / BALL_FLOOR))
+        best = score + fresh * np.log(np.maximum(confidence, 1e-3) / BALL_FLOOR)
         came_from.append(origin)
-        if len(mine) and best[-1].max() > peak:
-            peak, peak_at = float(best[-1].max()), (look, int(best[-1].argmax()))
+        memory = memory.joined(look, int(numbers[look]), where, best)
+        if len(mine) and best.max() > peak:
+            peak, peak_at = float(best.max()), (look, int(best.argmax()))
     pieces = _traced(peak_at and _Place(*peak_at), came_from)
     return [row for piece in pieces for row in _ball_piece(piece, detections, balls, numbers, between)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """Ball candidates of earlier looked-at frames, as columns (M, ...), the newest look first.
+
+    look, candidate, number: where each was seen, and in which frame. seen: (M, 2) its centre there. now: the same
+    where the camera has brought it, as far as that is `followed`. best: the value of the best path to it.
+    """
+
+    look: npt.NDArray[np.int64]
+    candidate: npt.NDArray[np.int64]
+    number: npt.NDArray[np.int64]
+    seen: Float
+    now: Float
+    followed: Bool
+    best: Float
+
+    @classmethod
+    def none(cls) -> _Memory:
+        whole, points = np.zeros(0, np.int64), np.zeros((0, 2))
+        return cls(whole, whole, whole, points, points, np.zeros(0, np.bool_), np.zeros(0))
+
+    def moved(self, motion: Motion | None, look: int, number: int) -> _Memory:
+        """What is still remembered at the next looked-at frame, and where."""
+        if motion is not None and motion.cut_after is not None:
+            return _Memory.none()
+        kept = (number - self.number <= BALL_MEMORY_FRAMES) & (look - self.look <= BALL_MEMORY_LOOKS)
+        seen, camera = self.seen[kept], camera_across(motion)
+        followed = self.followed[kept] & (camera is not None)
+        now = seen if camera is None else np.where(followed[:, None], moved_points(camera, self.now[kept]), seen)
+        return _Memory(self.look[kept], self.candidate[kept], self.number[kept], seen, now, followed, self.best[kept])
+
+    def worth(self, where: Float, number: int, reach: float) -> Float:
+        """(M, N) value of the best path over each to each of the candidates now, (N, 2)."""
+        elapsed = (number - self.number)[:, None]
+        gap = np.sqrt(((self.now[:, None] - where) ** 2).sum(-1))
+        allowed = reach * (elapsed * np.where(self.followed, 1.0, 2.0)[:, None] + 0.25)
+        value = self.best[:, None] - 2.0 * (gap / allowed) ** 2 - 0.02 * elapsed
+        return np.where(gap <= allowed, value, -np.inf)
+
+    def joined(self, look: int, number: int, where: Float, best: Float) -> _Memory:
+        count = len(where)
+        if not count:
+            return self
+        fresh = (
+            np.full(count, look), np.arange(count), np.full(count, number), where, where, np.ones(count, np.bool_), best
+        )  # fmt: skip
+        columns = (self.look, self.candidate, self.number, self.seen, self.now, self.followed, self.best)
+        return _Memory(*(np.concatenate(pair) for pair in zip(fresh, columns, strict=True)))
 
 
 class _Place(NamedTuple):
@@ -494,45 +550,6 @@ def _pixels_per_metre(detections: Sequence[Detections]) -> float:
     heights = [d.xyxy[d.class_id != 0][:, 3] - d.xyxy[d.class_id != 0][:, 1] for d in detections]
     tall = np.concatenate(heights) if heights else np.zeros(0)
     return (float(np.median(tall)) if len(tall) else 45.0) / BODY_METRES
-
-
-def _memory(look: int, numbers: Int, between: Sequence[Motion | None]) -> Iterator[tuple[int, Float | None]]:
-    """Earlier looked-at frames within a ball's memory and the camera from each to this one (None: not known)."""
-    chain: Float | None = np.eye(3)
-    for earlier in range(look - 1, max(look - 1 - BALL_MEMORY_LOOKS, -1), -1):
-        motion = between[earlier]
-        if numbers[look] - numbers[earlier] > BALL_MEMORY_FRAMES:
-            return
-        if motion is not None and motion.cut_after is not None:
-            return
-        camera = camera_across(motion)
-        chain = chain @ camera if chain is not None and camera is not None else None
-        yield earlier, chain
-
-
-def _reached(
-    detections: Sequence[Detections],
-    balls: Sequence[npt.NDArray[np.intp]],
-    earlier: int,
-    look: int,
-    camera: Float | None,
-    best: Float,
-    reach: float,
-    numbers: Int,
-) -> tuple[Float, npt.NDArray[np.intp]]:
-    """For each candidate now: the value of the best path to it from an earlier frame, and from which candidate."""
-    where = _centres(detections[look].xyxy[balls[look]])
-    start = _centres(detections[earlier].xyxy[balls[earlier]])
-    if not len(start):
-        return np.full(len(where), -np.inf), np.zeros(len(where), np.intp)
-    elapsed = int(numbers[look] - numbers[earlier])
-    moved = start if camera is None else moved_points(camera, start)
-    gap = np.linalg.norm(moved[:, None] - where[None], axis=-1)
-    allowed = reach * (elapsed * (1.0 if camera is not None else 2.0) + 0.25)
-    value = best[:, None] - 2.0 * (gap / allowed) ** 2 - 0.02 * elapsed
-    value = np.where(gap <= allowed, value, -np.inf)
-    winner = value.argmax(0)
-    return value[winner, np.arange(len(where))], winner
 
 
 def _traced(end: _Place | None, came_from: Sequence[Sequence[_Place | None]]) -> list[list[_Place]]:
