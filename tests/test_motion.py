@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
 from firsttouch.detect import Detections
-from firsttouch.motion import find_cuts, follow, moved_points
+from firsttouch.motion import Steps, find_cuts, follow, moved_points
 
 HEIGHT, WIDTH, SCALE = 360, 640, 2.0
 
@@ -171,8 +173,11 @@ def test_greys_and_numbers_must_belong_together():
         follow([np.zeros((10, 10), np.uint8)], [0], seen(0, []), seen(0, []), SCALE)
 
 
-def test_values_between_decoded_frames_are_interpolated(pan):
+def test_values_between_decoded_frames_are_interpolated_each_in_its_own_motion(pan):
     greys, truth = pan
     motion = follow(greys, NUMBERS, seen(0, truth[0]), seen(12, truth[-1]), SCALE)
-    between = motion.on_frames(NUMBERS.astype(np.float64) * 2, np.array([0, 1, 8, 11, 12], np.int32))
-    assert between.tolist() == [0, 2, 16, 22, 24]
+    later = replace(motion, frame_numbers=motion.frame_numbers + 12)
+    steps = Steps.of([motion, later])
+    frames, of = np.array([0, 1, 8, 11, 12, 12, 13, 24]), np.array([0, 0, 0, 0, 0, 1, 1, 1])
+    twice = np.concatenate([2.0 * motion.frame_numbers, 2.0 * later.frame_numbers + 100])
+    assert steps.around(of, frames).between(twice).tolist() == [0, 2, 16, 22, 24, 124, 126, 148]

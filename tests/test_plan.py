@@ -69,6 +69,14 @@ def test_without_a_deadline_the_whole_clip_is_planned_at_the_default_stride():
     assert np.diff(plan.look_at).max() <= DEFAULT_STRIDE + 1
 
 
+def test_looks_that_cost_little_are_taken_closer_together():
+    gpu = replace(FAST, workers=16, detect_seconds=0.001, bytes_per_second=1e9)
+    plans = [make_plan(clip(), rates, budget) for rates in (FAST, gpu) for budget in (math.inf, 3.0)]
+    assert [plan.stride <= 5 for plan in plans] == [False, False, True, True]
+    assert plans[2].expected_quality > 0.975
+    assert plans[2].expected_seconds < 0.5
+
+
 @pytest.mark.parametrize(
     ("name", "index", "rates", "budget", "at_least", "at_most_bytes"),
     [
@@ -220,7 +228,7 @@ def test_where_cores_are_a_little_too_slow_the_ends_of_gops_are_left_out_rather_
 
 
 def test_the_last_gop_is_decoded_until_its_end_can_be_extrapolated():
-    plan = make_plan(clip(), replace(FAST, core_share=0.7), 2.5)
+    plan = make_plan(clip(), replace(FAST, core_share=0.7), 2.6)
     rows = {step.first_row: len(step.rows) for step in plan.steps}
     assert rows[650] < 50 - EXTRAPOLATE_FRAMES == rows[700]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from firsttouch.detect import Detections
 from firsttouch.homography import Float, moved_points
 from firsttouch.keypoints import cubic, everywhere, zeroed
-from firsttouch.motion import Motion, camera_across
+from firsttouch.motion import Around, Motion, Steps, camera_across
 from firsttouch.predict import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES
 from firsttouch.track import Int, Tracks, motions_between
 
@@ -71,137 +71,164 @@ def carry(
     wanted = np.asarray(frame_numbers, np.int32)
     moments = np.asarray(pts_seconds, np.float64)
     points = everywhere(detections, between, wanted, width, height)
-    answers = {}
-    for piece in _pieces(tracks, between, wanted, width, height):
-        answers.update(piece.by_frame())
-    looked = set(tracks.frame_numbers.tolist())
-    nothing = _empty()
+    bodies = _Bodies.joined(
+        _looked_at(tracks, wanted, width, height),
+        _between_looks(tracks, between, wanted, width, height),
+        *(_beyond(tracks, between, wanted, width, height, after=after) for after in (False, True)),
+    )
+    looked = np.isin(wanted, tracks.frame_numbers).tolist()
+    bounds = np.stack([np.searchsorted(bodies.frame, wanted, side) for side in ("left", "right")], 1).tolist()
     return [
         FrameAnswer(
-            int(number),
-            float(moment),
-            "detected" if int(number) in looked else "carried",
-            *answers.get(int(number), nothing),
+            number,
+            moment,
+            "detected" if looked[k] else "carried",
+            bodies.id[start:stop],
+            bodies.class_id[start:stop],
+            bodies.confidence[start:stop],
+            bodies.xyxy[start:stop],
             points[k],
         )
-        for k, (number, moment) in enumerate(zip(wanted, moments, strict=True))
+        for k, (number, moment, (start, stop)) in enumerate(zip(wanted.tolist(), moments.tolist(), bounds, strict=True))
     ]
 
 
-Objects = tuple[Int, npt.NDArray[np.uint8], Float, Float]
+Rows = npt.NDArray[np.intp]
 
 
-def _empty() -> Objects:
-    return np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(0, np.float32), np.zeros((0, 4), np.float32)
+class _Bodies(NamedTuple):
+    """Bodies on frames, as columns (R, ...): frame number, id, class, confidence (0: absent), xyxy (NaN: absent)."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Frames (T,) of one stretch and the bodies (P,) in it: xyxy (T, P, 4), confidence (T, P), 0 where absent."""
-
-    frames: Int
-    ids: Int
-    class_ids: npt.NDArray[np.uint8]
+    frame: Int
+    id: Int
+    class_id: npt.NDArray[np.uint8]
     confidence: Float
     xyxy: Float
 
-    def by_frame(self) -> dict[int, Objects]:
-        shown = (self.confidence > 0) & np.isfinite(self.xyxy).all(-1)
-        return {
-            int(frame): (
-                self.ids[which],
-                self.class_ids[which],
-                self.confidence[t][which],
-                self.xyxy[t][which],
-            )
-            for t, (frame, which) in enumerate(zip(self.frames, shown, strict=True))
-        }
+    @classmethod
+    def none(cls) -> _Bodies:
+        whole, boxes = np.zeros(0, np.int32), np.zeros((0, 4), np.float32)
+        return cls(whole, whole, np.zeros(0, np.uint8), np.zeros(0, np.float32), boxes)
+
+    @staticmethod
+    def joined(*parts: _Bodies) -> _Bodies:
+        """By frame, and within one in the order they came in; without those that are absent."""
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        shown = np.flatnonzero((columns[3] > 0) & np.isfinite(columns[4]).all(-1))
+        order = shown[np.argsort(columns[0][shown], kind="stable")]
+        return _Bodies(*(column[order] for column in columns))
+
+
+def _looked_at(tracks: Tracks, wanted: Int, width: int, height: int) -> _Bodies:
+    frame = tracks.frame_numbers[tracks.look]
+    here = np.flatnonzero(np.isin(frame, wanted))
+    boxes = _clipped(tracks.xyxy[here], width, height)
+    return _Bodies(frame[here], tracks.id[here], tracks.class_id[here], tracks.confidence[here], boxes)
 
 
 @dataclass(frozen=True, slots=True)
-class _Ends:
-    """The bodies (P,) of one stretch: rows of `Tracks` at its two ends, -1 where not there."""
+class _Gaps:
+    """Frames between two looks, and the bodies of either end in them.
 
-    left: npt.NDArray[np.intp]
-    right: npt.NDArray[np.intp]
+    Of each gap (G,): look, the looked-at frame before it; first and last, the frame numbers of its ends; motion, None
+    where nothing was decoded between. Of each body in a gap (P,): gap, and its rows of `Tracks` at the two ends, -1
+    where it is not there. Of each body on each frame (R,), by frame: frame number and body.
+    """
+
+    look: Rows
+    first: npt.NDArray[np.int64]
+    last: npt.NDArray[np.int64]
+    motions: list[Motion | None]
+    gap: Rows
+    left: Rows
+    right: Rows
+    frame: npt.NDArray[np.int64]
+    body: Rows
+
+    @classmethod
+    def of(cls, tracks: Tracks, between: Sequence[Motion | None], wanted: Int) -> _Gaps:
+        numbers = tracks.frame_numbers.astype(np.int64)
+        gap = np.searchsorted(numbers, wanted) - 1
+        inside = (gap >= 0) & (gap < len(numbers) - 1) & ~np.isin(wanted, numbers)
+        frames = wanted[inside].astype(np.int64)
+        look, gap_of_frame = np.unique(gap[inside], return_inverse=True)
+        place = np.full(len(numbers) + 1, -1)  # of a gap, by the look before it; the last stands for look -1
+        place[look] = np.arange(len(look))
+        # A body's key in a gap is the same from both ends, and rises with the gap, then the id.
+        span = int(tracks.id.max(initial=0)) + 1
+        sides = [(rows := np.flatnonzero(of >= 0), of[rows] * span + tracks.id[rows])
+                 for of in (place[tracks.look], place[tracks.look - 1])]  # fmt: skip
+        keys = np.unique(np.concatenate([mine for _, mine in sides]))
+        ends = []
+        for rows, mine in sides:
+            at = np.minimum(np.searchsorted(mine, keys), max(len(mine) - 1, 0))
+            ends.append(np.where(mine[at] == keys, rows[at], -1) if len(mine) else np.full(len(keys), -1))
+        gap_of_body = keys // span
+        start, stop = (np.searchsorted(gap_of_body, gap_of_frame, side) for side in ("left", "right"))
+        count = stop - start
+        body = np.arange(count.sum()) + np.repeat(start - (np.cumsum(count) - count), count)
+        motions = [between[k] for k in look.tolist()]
+        ends_of_gap = numbers[look], numbers[look + 1]
+        return cls(look, *ends_of_gap, motions, gap_of_body, ends[0], ends[1], np.repeat(frames, count), body)
+
+    @property
+    def both(self) -> npt.NDArray[np.bool_]:
+        """(P,) whether a body is at both ends, and no cut between."""
+        cut = np.array([motion is not None and motion.cut_after is not None for motion in self.motions], np.bool_)
+        return (self.left >= 0) & (self.right >= 0) & ~cut[self.gap]
+
+    @property
+    def flown(self) -> npt.NDArray[np.bool_]:
+        """(G,) whether flow goes through the gap."""
+        return np.array([motion is not None and not motion.is_leap for motion in self.motions], np.bool_)
+
+    @property
+    def since(self) -> npt.NDArray[np.int64]:
+        """(R,) frames since the look before."""
+        return self.frame - self.first[self.gap[self.body]]
+
+    @property
+    def until(self) -> npt.NDArray[np.int64]:
+        """(R,) frames until the look after."""
+        return self.last[self.gap[self.body]] - self.frame
+
+    @property
+    def share(self) -> Float:
+        """(R,) float32, how far through its gap a frame lies."""
+        since = self.since
+        return (since / (since + self.until)).astype(np.float32)
 
 
-def _pieces(tracks: Tracks, between: Sequence[Motion | None], wanted: Int, width: int, height: int) -> list[_Piece]:
-    numbers = tracks.frame_numbers
-    pieces = []
-    for look, number in enumerate(numbers):
-        rows = tracks.at(look)
-        here = wanted[wanted == number]
-        boxes = _clipped(tracks.xyxy[rows], width, height)
-        pieces.append(
-            _Piece(
-                here,
-                tracks.id[rows],
-                tracks.class_id[rows],
-                np.tile(tracks.confidence[rows], (len(here), 1)),
-                np.tile(boxes, (len(here), 1, 1)),
-            )
-        )
-    for look in range(len(numbers) - 1):
-        frames = wanted[(wanted > numbers[look]) & (wanted < numbers[look + 1])]
-        if len(frames):
-            pieces.append(_stretch(tracks, look, between, frames, width, height))
-    if len(numbers):
-        before, after = wanted[wanted < numbers[0]], wanted[wanted > numbers[-1]]
-        pieces.append(_beyond(tracks, 0, between, before, width, height))
-        pieces.append(_beyond(tracks, len(numbers) - 1, between, after, width, height))
-    return pieces
-
-
-def _joined(tracks: Tracks, look: int) -> _Ends:
-    """Bodies of looked-at frames `look` and `look + 1`, joined by id."""
-    left, right = tracks.at(look), tracks.at(look + 1)
-    ids = np.union1d(tracks.id[left], tracks.id[right])
-    rows = []
-    for side in (left, right):
-        mine = tracks.id[side]
-        place = np.minimum(np.searchsorted(mine, ids), max(len(mine) - 1, 0))
-        rows.append(np.where(mine[place] == ids, place + side.start, -1) if len(mine) else np.full(len(ids), -1))
-    return _Ends(rows[0], rows[1])
-
-
-def _stretch(
-    tracks: Tracks, look: int, between: Sequence[Motion | None], frames: Int, width: int, height: int
-) -> _Piece:
+def _between_looks(tracks: Tracks, between: Sequence[Motion | None], wanted: Int, width: int, height: int) -> _Bodies:
     """The frames strictly between two looked-at frames."""
-    motion = between[look]
-    first, last = int(tracks.frame_numbers[look]), int(tracks.frame_numbers[look + 1])
-    ends = _joined(tracks, look)
-    both = (ends.left >= 0) & (ends.right >= 0)
-    if motion is not None and motion.cut_after is not None:
-        both[:] = False
-    since, until = (frames - first)[:, None], (last - frames)[:, None]
-    share = (since / (last - first)).astype(np.float32)[..., None]
-    start, stop = _boxes_at(tracks, ends.left, width), _boxes_at(tracks, ends.right, width)
-    if motion is not None and not motion.is_leap:
-        centre = _flown(tracks, motion, ends, both, _centre(start), _centre(stop), frames, share)
-    else:
-        centre = _coasting(tracks, look, between, ends, both, _centre(start), _centre(stop), frames, share)
-    size = _sizes(tracks, ends, start, stop, share, since, until)
+    gaps = _Gaps.of(tracks, between, wanted)
+    start, stop = _boxes_at(tracks, gaps.left, width), _boxes_at(tracks, gaps.right, width)
+    centre = np.empty((len(gaps.body), 2), np.float32)
+    flown = gaps.flown[gaps.gap[gaps.body]]
+    for fill, rows in ((_flown, np.flatnonzero(flown)), (_coasting, np.flatnonzero(~flown))):
+        if len(rows):
+            centre[rows] = fill(tracks, between, gaps, rows, _centre(start), _centre(stop))
+    size = _sizes(tracks, gaps, start, stop)
     xyxy = np.concatenate([centre - size / 2, centre + size / 2], -1)
-    confidence = _faded(tracks, ends, both, since, until, motion, _at_edge(xyxy, width))
-    class_ids = np.where(ends.left >= 0, tracks.class_id[ends.left], tracks.class_id[ends.right])
-    ids = np.where(ends.left >= 0, tracks.id[ends.left], tracks.id[ends.right])
-    return _Piece(frames, ids, class_ids, confidence, _clipped(xyxy, width, height))
+    confidence = _faded(tracks, gaps, _at_edge(xyxy, gaps, width))
+    one = np.where(gaps.left >= 0, gaps.left, gaps.right)[gaps.body]
+    frame = gaps.frame.astype(np.int32)
+    return _Bodies(frame, tracks.id[one], tracks.class_id[one], confidence, _clipped(xyxy, width, height))
 
 
-def _at_edge(xyxy: Float, width: int) -> npt.NDArray[np.bool_]:
+def _at_edge(xyxy: Float, gaps: _Gaps, width: int) -> npt.NDArray[np.bool_]:
     """(P,) whether a path leaves by a side of the picture: then its end is an exit or an entry, and no miss of
     the detector."""
     with np.errstate(invalid="ignore"):
-        return np.asarray(((xyxy[..., 0] <= 2) | (xyxy[..., 2] >= width - 2)).any(0))
+        beside = (xyxy[:, 0] <= 2) | (xyxy[:, 2] >= width - 2)
+    return np.bincount(gaps.body[beside], minlength=len(gaps.gap)) > 0
 
 
 def _centre(boxes: Float) -> Float:
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
-def _boxes_at(tracks: Tracks, rows: npt.NDArray[np.intp], width: int) -> Float:
+def _boxes_at(tracks: Tracks, rows: Rows, width: int) -> Float:
     """Boxes (P, 4), NaN where there is none. One that the picture's side cuts off gets its usual width back,
     so that it can move."""
     boxes = np.full((len(rows), 4), np.nan, np.float32)
@@ -215,34 +242,26 @@ def _boxes_at(tracks: Tracks, rows: npt.NDArray[np.intp], width: int) -> Float:
     return boxes
 
 
-def _sizes(
-    tracks: Tracks,
-    ends: _Ends,
-    start: Float,
-    stop: Float,
-    share: Float,
-    since: npt.NDArray[np.integer],
-    until: npt.NDArray[np.integer],
-) -> Float:
-    """(T, P, 2) widths and heights: heights from end to end; widths too, but forgetting the ends for what is
+def _sizes(tracks: Tracks, gaps: _Gaps, start: Float, stop: Float) -> Float:
+    """(R, 2) widths and heights: heights from end to end; widths too, but forgetting the ends for what is
     usual of the body.
 
     A running body's width swings with its stride, so a few frames away its mean says more than the last glance.
     """
     one, two = start[:, 2:] - start[:, :2], stop[:, 2:] - stop[:, :2]
-    left, right = (ends.left >= 0)[:, None], (ends.right >= 0)[:, None]
-    one, two = np.where(left, one, two), np.where(right, two, one)
-    size = (1 - share) * one + share * two
-    usual_one = np.where(left[:, 0], tracks.aspect[ends.left], tracks.aspect[ends.right])
-    usual_two = np.where(right[:, 0], tracks.aspect[ends.right], tracks.aspect[ends.left])
-    usual = ((1 - share[..., 0]) * usual_one + share[..., 0] * usual_two) * size[..., 1]
-    nearest = np.minimum(np.where(left[:, 0], since, until), np.where(right[:, 0], until, since))
-    memory = np.exp(-nearest / WIDTH_MEMORY_FRAMES)
-    size[..., 0] = usual + memory * (size[..., 0] - usual)
+    left, right, body, share = gaps.left >= 0, gaps.right >= 0, gaps.body, gaps.share
+    one, two = np.where(left[:, None], one, two), np.where(right[:, None], two, one)
+    usual_one = np.where(left, tracks.aspect[gaps.left], tracks.aspect[gaps.right])
+    usual_two = np.where(right, tracks.aspect[gaps.right], tracks.aspect[gaps.left])
+    size = (1 - share)[:, None] * one[body] + share[:, None] * two[body]
+    usual = ((1 - share) * usual_one[body] + share * usual_two[body]) * size[:, 1]
+    since, until = gaps.since, gaps.until
+    nearest = np.minimum(np.where(left[body], since, until), np.where(right[body], until, since))
+    size[:, 0] = usual + np.exp(-nearest / WIDTH_MEMORY_FRAMES) * (size[:, 0] - usual)
     return np.asarray(size, np.float32)
 
 
-def _flow(carried: Float, tracks: Tracks, rows: npt.NDArray[np.intp]) -> Float:
+def _flow(carried: Float, tracks: Tracks, rows: Rows) -> Float:
     """(M, P, 2) centres of a motion's boxes for the bodies at one end; NaN for those that were not detected there."""
     answer = np.full((len(carried), len(rows), 2), np.nan, np.float32)
     known = np.flatnonzero(rows >= 0)
@@ -251,84 +270,118 @@ def _flow(carried: Float, tracks: Tracks, rows: npt.NDArray[np.intp]) -> Float:
     return answer
 
 
+@dataclass(frozen=True, slots=True)
+class _Paths:
+    """Where flow takes the boxes of one end of some gaps, one motion after the other in one column of centres (C, 2).
+
+    at: (P,) where a body's path begins in it, -1 for those that were not detected there; and how far apart its
+    centres on a motion's rows lie, `stride` (P,).
+    """
+
+    centres: Float
+    at: Rows
+    stride: Rows
+
+    @classmethod
+    def of(cls, tracks: Tracks, carried: Sequence[Float], motion_of_body: Rows, rows: Rows) -> _Paths:
+        """`carried` of each motion (M, N, 4), `rows` of `Tracks` (P,), -1 where a body is not at this end."""
+        counts = np.array([boxes.shape[1] for boxes in carried], np.intp)
+        sizes = np.array([boxes.shape[0] * boxes.shape[1] for boxes in carried], np.intp)
+        begins = np.cumsum(sizes) - sizes
+        row = np.where(rows >= 0, tracks.row[rows], -1)
+        at = np.where(row >= 0, begins[motion_of_body] + row, -1)
+        return cls(_centre(np.concatenate([boxes.reshape(-1, 4) for boxes in carried])), at, counts[motion_of_body])
+
+    def on(self, body: Rows, step: Rows) -> Float:
+        """(R, 2) centres of bodies (R,) on the rows (R,) of their motions, the first being 0."""
+        at = self.at[body]
+        if not len(self.centres):
+            return np.full((len(body), 2), np.nan, np.float32)
+        here = self.centres[np.where(at >= 0, at + step * self.stride[body], 0)]
+        return np.where((at >= 0)[:, None], here, np.float32(np.nan))
+
+
 def _flown(
-    tracks: Tracks,
-    motion: Motion,
-    ends: _Ends,
-    both: npt.NDArray[np.bool_],
-    start: Float,
-    stop: Float,
-    frames: Int,
-    share: Float,
+    tracks: Tracks, between: Sequence[Motion | None], gaps: _Gaps, rows: Rows, start: Float, stop: Float
 ) -> Float:
-    """(T, P, 2) centres by flow: between both ends where the body is at both, else along the flow of its only end."""
-    forward, backward = _flow(motion.forward, tracks, ends.left), _flow(motion.backward, tracks, ends.right)
-    ahead, behind = np.split(motion.on_frames(np.concatenate([forward, backward], 1), frames), 2, axis=1)
-    ahead, behind = ahead + (start - forward[0]), behind + (stop - backward[-1])
-    alone = np.where((ends.left >= 0)[:, None], ahead, behind)
-    if not both.any():
-        return np.asarray(alone)
-    miss_ahead = stop - start - (forward[-1] - forward[0])
-    miss_behind = start - stop - (backward[0] - backward[-1])
-    doubt_ahead, doubt_behind = np.abs(miss_ahead).sum(-1)[:, None], np.abs(miss_behind).sum(-1)[:, None]
-    one, two = ahead + share * miss_ahead, behind + (1 - share) * miss_behind
-    weight_one = (1 - share) / (1 + share * doubt_ahead) ** 2
-    weight_two = share / (1 + (1 - share) * doubt_behind) ** 2
-    weight_one = np.where(np.isnan(one[..., :1]), 0.0, weight_one)
-    weight_two = np.where(np.isnan(two[..., :1]), 0.0, weight_two)
+    """(R, 2) centres by flow: between both ends where the body is at both, else along the flow of its only end."""
+    which = np.flatnonzero(gaps.flown)
+    motions = [motion for k in which.tolist() if (motion := gaps.motions[k]) is not None]
+    steps = Steps.of(motions)
+    place = np.zeros(len(gaps.look), np.intp)
+    place[which] = np.arange(len(which))
+    motion_of_body = place[gaps.gap]
+    body, everybody = gaps.body[rows], np.arange(len(gaps.gap))
+    forward = _Paths.of(tracks, [motion.forward for motion in motions], motion_of_body, gaps.left)
+    backward = _Paths.of(tracks, [motion.backward for motion in motions], motion_of_body, gaps.right)
+    final = np.diff(steps.start)[motion_of_body] - 1
+    first_forward, last_forward = forward.on(everybody, np.zeros_like(final)), forward.on(everybody, final)
+    first_backward, last_backward = backward.on(everybody, np.zeros_like(final)), backward.on(everybody, final)
+    around = steps.around(motion_of_body[body], gaps.frame[rows])
+    begin = steps.start[motion_of_body[body]]
+    near = around.share.astype(np.float32)[:, None]
+    ahead, behind = (
+        (1 - near) * path.on(body, around.before - begin) + near * path.on(body, around.after - begin)
+        for path in (forward, backward)
+    )
+    ahead, behind = ahead + (start - first_forward)[body], behind + (stop - last_backward)[body]
+    alone = np.where((gaps.left >= 0)[body, None], ahead, behind)
+    miss_ahead = (stop - start - (last_forward - first_forward))[body]
+    miss_behind = (start - stop - (first_backward - last_backward))[body]
+    doubt_ahead, doubt_behind = np.abs(miss_ahead).sum(-1), np.abs(miss_behind).sum(-1)
+    both, share = gaps.both[body], gaps.share[rows]
+    one, two = ahead + share[:, None] * miss_ahead, behind + (1 - share)[:, None] * miss_behind
+    weight_one = np.where(np.isnan(one[:, 0]), 0.0, (1 - share) / (1 + share * doubt_ahead) ** 2)
+    weight_two = np.where(np.isnan(two[:, 0]), 0.0, share / (1 + (1 - share) * doubt_behind) ** 2)
     total = weight_one + weight_two
     with np.errstate(invalid="ignore"):
-        mixed = (weight_one * zeroed(one) + weight_two * zeroed(two)) / total
-    if (total[:, both] == 0).any():
-        mixed = np.where(total > 0, mixed, _ruler(motion, start, stop, frames, share))
-    return np.asarray(np.where(both[:, None], mixed, alone))
+        mixed = (weight_one[:, None] * zeroed(one) + weight_two[:, None] * zeroed(two)) / total[:, None]
+    lost = np.flatnonzero(both & (total == 0))
+    if len(lost):
+        ends = start[body[lost]], stop[body[lost]]
+        passed = Around(around.before[lost], around.after[lost], around.share[lost])
+        mixed[lost] = _ruler(motions, motion_of_body[body[lost]], passed, *ends, share[lost, None])
+    return np.where(both[:, None], mixed, alone).astype(np.float32)
 
 
-def _ruler(motion: Motion, start: Float, stop: Float, frames: Int, share: Float) -> Float:
-    """(T, P, 2) straight lines between the ends, drawn in the world the camera sees."""
+def _ruler(motions: Sequence[Motion], motion: Rows, around: Around, start: Float, stop: Float, share: Float) -> Float:
+    """(R, 2) straight lines between the ends, drawn in the world the camera sees."""
     plain = (1 - share) * start + share * stop
-    camera = camera_across(motion)
-    if camera is None:
-        return plain
-    path = (1 - share) * start + share * moved_points(np.linalg.inv(camera), stop)
-    cameras = motion.on_frames(motion.camera.reshape(-1, 9), frames).reshape(-1, 1, 3, 3).astype(np.float64)
+    unknown = np.full((3, 3), np.nan)
+    across = [camera_across(each) for each in motions]
+    back = np.stack([unknown if camera is None else np.linalg.inv(camera) for camera in across])[motion]
+    path = (1 - share) * start + share * moved_points(back, stop)
+    cameras = around.between(np.concatenate([each.camera for each in motions]))
     here = moved_points(cameras, path)
     return np.where(np.isfinite(here), here, plain).astype(np.float32)
 
 
 def _coasting(
-    tracks: Tracks,
-    look: int,
-    between: Sequence[Motion | None],
-    ends: _Ends,
-    both: npt.NDArray[np.bool_],
-    start: Float,
-    stop: Float,
-    frames: Int,
-    share: Float,
+    tracks: Tracks, between: Sequence[Motion | None], gaps: _Gaps, rows: Rows, start: Float, stop: Float
 ) -> Float:
-    """(T, P, 2) centres in a hole without motion: a cubic between the ends that keeps the velocity measured on
+    """(R, 2) centres in holes without motion: a cubic between the ends that keeps the velocity measured on
     either side."""
-    first, last = int(tracks.frame_numbers[look]), int(tracks.frame_numbers[look + 1])
-    leaving = _velocity(tracks, look, between, ends.left, leaving=True)
-    coming = _velocity(tracks, look + 1, between, ends.right, leaving=False)
-    length = float(last - first)
+    leaving, coming = (np.full((len(gaps.gap), 2), np.nan, np.float32) for _ in range(2))
+    for k in np.flatnonzero(~gaps.flown).tolist():
+        mine, look = np.flatnonzero(gaps.gap == k), int(gaps.look[k])
+        leaving[mine] = _velocity(tracks, look, between, gaps.left[mine], leaving=True)
+        coming[mine] = _velocity(tracks, look + 1, between, gaps.right[mine], leaving=False)
+    body = gaps.body[rows]
+    length = (gaps.last - gaps.first)[gaps.gap, None].astype(np.float64)
     chord = (stop - start) / length
-    v0 = np.where(np.isfinite(leaving), leaving, chord)
-    v1 = np.where(np.isfinite(coming), coming, chord)
-    joined = cubic(start, stop, v0 * length, v1 * length, share)
-    since, until = (frames - first)[:, None, None], (last - frames)[:, None, None]
-    near_left = start + since * zeroed(leaving)
-    near_right = stop - until * zeroed(coming)
-    alone = np.where((ends.left >= 0)[:, None], near_left, near_right)
+    v0 = np.where(np.isfinite(leaving), leaving, chord) * length
+    v1 = np.where(np.isfinite(coming), coming, chord) * length
+    share = gaps.share[rows, None]
+    joined = cubic(start[body], stop[body], v0[body], v1[body], share)
+    near_left = start[body] + gaps.since[rows, None] * zeroed(leaving)[body]
+    near_right = stop[body] - gaps.until[rows, None] * zeroed(coming)[body]
+    alone = np.where((gaps.left >= 0)[body, None], near_left, near_right)
     far = np.where(share < 0.5, near_left, near_right)
-    apart = far if length > BRIDGE_FRAMES else joined
-    return np.asarray(np.where(both[:, None], apart, alone), np.float32)
+    apart = np.where(length[body] > BRIDGE_FRAMES, far, joined)
+    return np.asarray(np.where(gaps.both[body, None], apart, alone), np.float32)
 
 
-def _velocity(
-    tracks: Tracks, look: int, between: Sequence[Motion | None], rows: npt.NDArray[np.intp], *, leaving: bool
-) -> Float:
+def _velocity(tracks: Tracks, look: int, between: Sequence[Motion | None], rows: Rows, *, leaving: bool) -> Float:
     """(P, 2) pixels a frame of the bodies at a looked-at frame, from the flow on its decoded side; NaN where
     unknown."""
     unknown = np.full((len(rows), 2), np.nan, np.float32)
@@ -344,52 +397,44 @@ def _velocity(
     return np.asarray((carried[b] - carried[a]) / (motion.frame_numbers[b] - motion.frame_numbers[a]), np.float32)
 
 
-def _faded(
-    tracks: Tracks,
-    ends: _Ends,
-    both: npt.NDArray[np.bool_],
-    since: npt.NDArray[np.integer],
-    until: npt.NDArray[np.integer],
-    motion: Motion | None,
-    at_edge: npt.NDArray[np.bool_],
-) -> Float:
-    """(T, P) confidence: of the nearer end, fading with the distance; 0 where a body is not carried that far."""
-    left = np.where(ends.left >= 0, tracks.confidence[ends.left], 0.0)
-    right = np.where(ends.right >= 0, tracks.confidence[ends.right], 0.0)
+def _faded(tracks: Tracks, gaps: _Gaps, at_edge: npt.NDArray[np.bool_]) -> Float:
+    """(R,) confidence: of the nearer end, fading with the distance; 0 where a body is not carried that far."""
+    body, since, until = gaps.body, gaps.since, gaps.until
+    at_left, gap = (gaps.left >= 0)[body], gaps.gap[body]
+    left = np.where(at_left, tracks.confidence[gaps.left][body], 0.0)
+    right = np.where((gaps.right >= 0)[body], tracks.confidence[gaps.right][body], 0.0)
     length = since + until
     share = since / length
     meeting = ((1 - share) * left + share * right) * np.exp(-np.minimum(since, until) / (4 * FADE_FRAMES))
-    cut = motion is not None and motion.cut_after is not None
-    followed = motion is not None and not motion.is_leap
-    reach: Float | int = length / 2 if followed else EXTRAPOLATE_FRAMES
-    if followed:
-        reach = np.where(at_edge | cut, length, reach)
+    cut = np.array([motion is not None and motion.cut_after is not None for motion in gaps.motions], np.bool_)[gap]
+    followed, both = gaps.flown[gap], gaps.both[body]
+    reach = np.where(followed, np.where(at_edge[body] | cut, length, length / 2), EXTRAPOLATE_FRAMES)
     only_left = np.where(since <= reach, left * np.exp(-since / FADE_FRAMES), 0.0)
     only_right = np.where(until <= reach, right * np.exp(-until / FADE_FRAMES), 0.0)
-    alone = np.where(ends.left >= 0, only_left, only_right)
+    alone = np.where(at_left, only_left, only_right)
     joined = both & ((length <= BRIDGE_FRAMES) | followed | (np.minimum(since, until) <= EXTRAPOLATE_FRAMES))
     return np.where(joined, meeting, np.where(both, 0.0, alone)).astype(np.float32)
 
 
 def _beyond(
-    tracks: Tracks, look: int, between: Sequence[Motion | None], frames: Int, width: int, height: int
-) -> _Piece:
+    tracks: Tracks, between: Sequence[Motion | None], wanted: Int, width: int, height: int, *, after: bool
+) -> _Bodies:
     """Before the first or after the last looked-at frame: a few frames on the velocity last measured."""
+    if not len(tracks.frame_numbers):
+        return _Bodies.none()
+    look = len(tracks.frame_numbers) - 1 if after else 0
     number = int(tracks.frame_numbers[look])
+    frames = wanted[(wanted > number) if after else (wanted < number)]
     frames = frames[np.abs(frames - number) <= EXTRAPOLATE_FRAMES]
     rows = np.arange(tracks.at(look).start, tracks.at(look).stop)
-    leaving = look > 0 or len(tracks.frame_numbers) == 1
+    leaving = after or len(tracks.frame_numbers) == 1
     velocity = zeroed(_velocity(tracks, look, between, rows, leaving=leaving))
-    elapsed = (frames - number)[:, None, None]
-    xyxy = tracks.xyxy[rows] + elapsed * np.concatenate([velocity, velocity], 1)
-    confidence = tracks.confidence[rows] * np.exp(-np.abs(elapsed[..., 0]) / FADE_FRAMES)
-    return _Piece(
-        frames,
-        tracks.id[rows],
-        tracks.class_id[rows],
-        confidence.astype(np.float32),
-        _clipped(xyxy, width, height),
-    )
+    frame, row = np.repeat(frames, len(rows)), np.tile(rows, len(frames))
+    elapsed = (frame - number)[:, None]
+    xyxy = tracks.xyxy[row] + elapsed * np.tile(velocity, (len(frames), 2))
+    confidence = tracks.confidence[row] * np.exp(-np.abs(elapsed[:, 0]) / FADE_FRAMES)
+    boxes = _clipped(xyxy, width, height)
+    return _Bodies(frame, tracks.id[row], tracks.class_id[row], confidence.astype(np.float32), boxes)
 
 
 def _clipped(xyxy: Float, width: int, height: int) -> Float:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from firsttouch.detect import Detections
 from firsttouch.homography import Float, moved_points
-from firsttouch.motion import Motion, camera_across
+from firsttouch.motion import Motion, Steps, camera_across
 from firsttouch.pitch import SEEN, PitchView, consensus, views
 from firsttouch.predict import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES
 
@@ -75,17 +75,18 @@ def everywhere(
     place, known = np.searchsorted(wanted, numbers), np.isin(numbers, wanted)
     looked = _stacked(glances)
     answer[place[known]] = _on_the_wire(*looked, width, height)[known]
-    for look, motion in enumerate(between):
-        inside = slice(*np.searchsorted(wanted, (numbers[look] + 1, numbers[look + 1])))
-        frames = wanted[inside]
-        if not len(frames):
-            continue
-        one, two = glances[look], glances[look + 1]
-        if motion is not None and not motion.is_leap:
-            path = _along_camera(one, two, motion, frames)
-        else:
-            path = _across_hole(look, glances, between, numbers, frames)
-        answer[inside] = _on_the_wire(*path, width, height)
+    gap = np.searchsorted(numbers, wanted) - 1  # of each wanted frame that lies between two looks
+    inside = (gap >= 0) & (gap < len(between)) & ~np.isin(wanted, numbers)
+    flown = np.array([motion is not None and not motion.is_leap for motion in between], bool)
+    carried = np.flatnonzero(inside & flown[np.where(inside, gap, 0)]) if len(between) else np.zeros(0, np.intp)
+    if len(carried):
+        path = _along_camera(looked, between, gap[carried], wanted[carried])
+        answer[carried] = _on_the_wire(*path, width, height)
+    for look in np.unique(gap[inside]).tolist():
+        if not flown[look]:
+            hole = np.flatnonzero(inside & (gap == look))
+            path = _across_hole(look, glances, between, numbers, wanted[hole])
+            answer[hole] = _on_the_wire(*path, width, height)
     return answer
 
 
@@ -108,7 +109,7 @@ def steady(
     here = moved_points(chain[:, :, None], sighted[other])
     trust = np.where(np.isfinite(here).all(-1), weight[other] * share[..., None], 0.0)
     here = np.where(trust[..., None] > 0, here, 0.0)
-    first = views(*_averaged(here, trust), weight, width, height)
+    first = views(*_averaged(here, trust), weight, width, height) if other.shape[1] > 1 else own
     guess = np.stack([view.points if view is not None else np.full((32, 2), np.nan) for view in first])
     with np.errstate(invalid="ignore"):
         far = ((here - guess[:, None]) ** 2).sum(-1) > (STRAY * width) ** 2
@@ -234,27 +235,37 @@ def zeroed(values: Float) -> Float:
     return np.where(np.isnan(values), 0.0, values)
 
 
-def _along_camera(one: _Glance, two: _Glance, motion: Motion, frames: Int) -> Path:
-    """The points on the frames between two glances: the first's carried forward, the second's backward, each
-    trusted near itself."""
-    camera = motion.camera
-    ahead, behind = camera.copy(), np.full_like(camera, np.nan)
-    across = camera_across(motion)
-    if across is not None:
-        behind = camera @ np.linalg.inv(across)
-    elif motion.cut_after is not None:
-        behind[motion.cut_after + 1 :] = camera[motion.cut_after + 1 :]
-        ahead[motion.cut_after + 1 :] = np.nan
-    share = ((frames - motion.first) / (motion.last - motion.first))[:, None]
-    both = np.concatenate([moved_points(ahead[:, None], one.xy), moved_points(behind[:, None], two.xy)], 1)
-    left, right = np.split(motion.on_frames(both, frames), 2, axis=1)
-    weight_left = np.where(np.isfinite(left[..., 0]) & np.isfinite(one.doubt), 1 - share, 0.0)
-    weight_right = np.where(np.isfinite(right[..., 0]) & np.isfinite(two.doubt), share, 0.0)
+def _along_camera(
+    looked: Path, between: Sequence[Motion | None], gap: npt.NDArray[np.intp], frames: npt.NDArray[np.integer]
+) -> Path:
+    """The points on frames (T,) in gaps (T,) that flow joins: those of the glance before carried forward, of the one
+    after backward, each trusted near itself."""
+    gaps, of = np.unique(gap, return_inverse=True)
+    motions = [motion for look in gaps.tolist() if (motion := between[look]) is not None]
+    steps = Steps.of(motions)
+    ahead = np.concatenate([motion.camera for motion in motions])
+    behind = np.full_like(ahead, np.nan)
+    for k, motion in enumerate(motions):
+        rows, across = slice(steps.start[k], steps.start[k + 1]), camera_across(motion)
+        if across is not None:
+            behind[rows] = motion.camera @ np.linalg.inv(across)
+        elif motion.cut_after is not None:
+            beyond = slice(rows.start + motion.cut_after + 1, rows.stop)
+            behind[beyond] = ahead[beyond]
+            ahead[beyond] = np.nan
+    (xy, seen, doubt), first = looked, gaps[steps.motion]
+    around = steps.around(of, frames)
+    left = around.between(moved_points(ahead[:, None], xy[first]))
+    right = around.between(moved_points(behind[:, None], xy[first + 1]))
+    begins, ends = steps.numbers[steps.start[:-1]][of], steps.numbers[steps.start[1:] - 1][of]
+    share = ((frames - begins) / (ends - begins))[:, None]
+    weight_left = np.where(np.isfinite(left[..., 0]) & np.isfinite(doubt[gap]), 1 - share, 0.0)
+    weight_right = np.where(np.isfinite(right[..., 0]) & np.isfinite(doubt[gap + 1]), share, 0.0)
     total = weight_left + weight_right
     a, b = weight_left / np.where(total > 0, total, 1), weight_right / np.where(total > 0, total, 1)
-    xy = a[..., None] * zeroed(left) + b[..., None] * zeroed(right)
-    doubt_left, doubt_right = np.where(a > 0, one.doubt, np.inf), np.where(b > 0, two.doubt, np.inf)
-    return xy, a * one.seen + b * two.seen, np.minimum(doubt_left, doubt_right)
+    path = a[..., None] * zeroed(left) + b[..., None] * zeroed(right)
+    doubt_left, doubt_right = np.where(a > 0, doubt[gap], np.inf), np.where(b > 0, doubt[gap + 1], np.inf)
+    return path, a * seen[gap] + b * seen[gap + 1], np.minimum(doubt_left, doubt_right)
 
 
 def _across_hole(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -99,16 +99,6 @@ class Motion:
             shapes = self.forward.shape, self.backward.shape, self.camera.shape
             raise ValueError(f"all columns must have {steps} rows, got shapes {shapes}")
 
-    def on_frames(self, values: Float, frames: npt.NDArray[np.int32]) -> Float:
-        """Values (M, ...) of the decoded frames, interpolated to `frames` (T, ...) within a..b. NaN spoils what it
-        touches: none across a cut."""
-        numbers = self.frame_numbers
-        after = np.minimum(np.searchsorted(numbers, frames), len(numbers) - 1)
-        before = np.where(numbers[after] == frames, after, np.maximum(after - 1, 0))
-        length = np.maximum(numbers[after] - numbers[before], 1)
-        share = ((frames - numbers[before]) / length).astype(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
-        return np.asarray((1 - share) * values[before] + share * values[after])
-
     def rows_near_start(self) -> tuple[int, int] | None:
         """First row and one some six frames later, to measure a velocity; None where a cut is in the way."""
         last = max(1, int(np.searchsorted(self.frame_numbers, self.first + VELOCITY_FRAMES, side="right")) - 1)
@@ -134,6 +124,47 @@ class Motion:
     def last(self) -> int:
         """Frame number of b."""
         return int(self.frame_numbers[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The decoded frames of G motions as M rows, one motion after the other.
+
+    motion: (M,) which of them a row is of. start: (G + 1,) where each begins. numbers: (M,) frame numbers.
+    """
+
+    motion: npt.NDArray[np.intp]
+    start: npt.NDArray[np.intp]
+    numbers: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, motions: Sequence[Motion]) -> Steps:
+        lengths = [len(motion.frame_numbers) for motion in motions]
+        numbers = [np.zeros(0, np.int64), *(motion.frame_numbers.astype(np.int64) for motion in motions)]
+        start = np.concatenate([[0], np.cumsum(lengths, dtype=np.intp)])
+        return cls(np.repeat(np.arange(len(motions)), lengths), start, np.concatenate(numbers))
+
+    def around(self, motion: npt.NDArray[np.intp], frames: npt.NDArray[np.integer]) -> Around:
+        """For frames (F,) within their motions (F,), the rows to interpolate between."""
+        span = int(self.numbers.max(initial=0)) + 1
+        place = np.searchsorted(self.motion * span + self.numbers, motion * span + frames)
+        after = np.minimum(place, self.start[motion + 1] - 1)
+        before = np.where(self.numbers[after] == frames, after, np.maximum(after - 1, self.start[motion]))
+        length = np.maximum(self.numbers[after] - self.numbers[before], 1)
+        return Around(before, after, (frames - self.numbers[before]) / length)
+
+
+class Around(NamedTuple):
+    """Rows of `Steps` (F,) before and at or after each frame, and what the second counts (F,)."""
+
+    before: npt.NDArray[np.intp]
+    after: npt.NDArray[np.intp]
+    share: Float
+
+    def between(self, values: Float) -> Float:
+        """Values (M, ...) of the rows on the frames (F, ...). NaN spoils what it touches: none across a cut."""
+        share = self.share.astype(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
+        return np.asarray((1 - share) * values[self.before] + share * values[self.after])
 
 
 def use_one_thread() -> None:

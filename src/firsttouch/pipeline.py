@@ -26,6 +26,7 @@ from .netpolicy import Policy
 from .opening import Clip, open_clip
 from .options import Options, detector_for
 from .plan import DEFAULT_STRIDE, Rates
+from .predict import LINK_SECONDS_A_LOOK
 from .replan import Planner
 from .source import Connections, Source, open_source
 from .tune import Machine, best_budget
@@ -35,11 +36,8 @@ __all__ = ["Analysis", "Options", "analyze", "analyze_steps", "analyze_sync", "d
 
 log = logging.getLogger(__name__)
 
-ANSWER_RESERVE_SECONDS = 0.11
-"""Kept before the deadline for the last quantum, linking, carrying and writing 750 frames."""
-
-LINK_SECONDS_A_LOOK = 0.0004
-"""Kept beside it for each frame looked at: linking 717 of them took 0.28 s."""
+ANSWER_RESERVE_SECONDS = 0.09
+"""Kept before the deadline for the last quantum, carrying and writing 750 frames, beside what each look takes."""
 
 REPLAN_SECONDS = 0.06
 """How often the rates are looked at under a deadline."""

@@ -30,13 +30,13 @@ POINTS: Float = np.array([
 """(32, 2) metres: x along the touch line, y along the goal line."""
 
 
-def _lines() -> npt.NDArray[np.int64]:
-    """(L, 32) 1 where a point lies on the line through some pair of points."""
+def _lines() -> npt.NDArray[np.float32]:
+    """(L, 32) 1 where a point lies on the line through some pair of points; as floats, which multiply faster."""
     one, two = POINTS[:, None, None], POINTS[None, :, None]
     along, to = two - one, POINTS - one
     beside = np.abs(along[..., 0] * to[..., 1] - along[..., 1] * to[..., 0])
     pairs = np.triu_indices(32, 1)
-    return np.unique((beside <= 0.05 * np.linalg.norm(along, axis=-1))[pairs].astype(np.int64), axis=0)
+    return np.unique((beside <= 0.05 * np.linalg.norm(along, axis=-1))[pairs].astype(np.float32), axis=0)
 
 
 _LINES = _lines()
@@ -113,7 +113,8 @@ def _agreement(keypoints: Float, width: int, method: int) -> tuple[Float | None,
 
 def _beside_one_line(known: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """(S,) of known points (S, 32) how many are not on the line that most of them are on."""
-    return np.asarray(known.sum(1) - (known @ _LINES.T).max(1))
+    on_lines = known.astype(np.float32) @ _LINES.T
+    return np.asarray(known.sum(1) - on_lines.max(1).astype(np.int64))
 
 
 def views(image: Float, weight: Float, seen: Float, width: int, height: int) -> list[PitchView | None]:

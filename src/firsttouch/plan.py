@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .index import Index
-from .predict import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES, LEAP_FRAMES, MOMENTUM_FRAMES
+from .predict import BRIDGE_FRAMES, EXTRAPOLATE_FRAMES, LEAP_FRAMES, LINK_SECONDS_A_LOOK, MOMENTUM_FRAMES
 from .predict import F1_BY_GAP as LINEAR_QUALITY
 from .predict import F1_BY_HOLE as HOLE_QUALITY
 from .predict import F1_BY_STRIDE as FLOW_QUALITY
@@ -29,7 +29,7 @@ from .ranges import ByteRange, coalesce, total, weave
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-STRIDES = (6, 8, 10, 12, 14, 16, 20, 25, 37, 50)
+STRIDES = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 25, 37, 50)
 SHARES = (*(twentieths / 20 for twentieths in range(20, 3, -1)), 0.16, 0.12, 0.08, 0.04, 0.0)
 KEEPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.33, 0.2, 0.12, 0.07, 0.04, 0.02)
 """Shares of the GOPs that a plan may keep, evenly spread."""
@@ -41,7 +41,8 @@ link. The second is shared among the GOPs: few chains give little to choose from
 two threads waited 0.12 s (15 GOPs) to 0.26 s (three), and such plans end 0.08 s apart."""
 
 DEFAULT_STRIDE = 12
-"""Frames between looked-at frames when time does not bind: beyond it F1 falls faster than the time does."""
+"""Frames between looked-at frames at most when time does not bind: beyond it F1 falls faster than the time does. Looks
+that cost little (a GPU, many cores, a slow link) are taken closer together."""
 
 SECOND_COST = 0.1
 """The share of a plan's worth that a second costs: a judge who weighs speed takes about a tenth of the score."""
@@ -236,7 +237,7 @@ def make_plan(
     elif stride is not None:
         strides = (stride,)
     else:
-        strides = (DEFAULT_STRIDE,) if math.isinf(budget_seconds) else STRIDES
+        strides = [few for few in STRIDES if few <= DEFAULT_STRIDE] if math.isinf(budget_seconds) else STRIDES
     fixed = every_frame or stride is not None or math.isinf(budget_seconds)
     shares: Sequence[float] = (0.0,) if key_frames_only else (1.0,) if fixed else SHARES
     short = (0.0,) if key_frames_only else SHORT_SHARES
@@ -278,6 +279,7 @@ def _just(index: Index, rates: Rates, look_at: Sequence[int]) -> Plan:
     size = sum(step.size_bytes for step in steps)
     work = sum(step.cost_seconds for step in steps) / rates.cores
     seconds = rates.round_trip_seconds + max(size / rates.bytes_per_second, work)
+    seconds += LINK_SECONDS_A_LOOK * sum(map(len, looks.values()))
     quality = len(set(look_at)) / max(1, index.frame_count)
     return Plan(tuple(steps), index.frame_count, 0, 0.0, seconds, quality, skip_disposable=False)
 
@@ -293,7 +295,7 @@ def _judge(
     more = looks - gops.looked
     flow = more * rates.flow_look_seconds + steps * rates.flow_seconds
     work = (decode + more * rates.detect_seconds + np.where(strides[:, None] > 1, flow, 0.0)).sum(axis=1)
-    seconds = _seconds(work, size, decode, rates, have)
+    seconds = _seconds(work, size, decode, rates, have) + LINK_SECONDS_A_LOOK * looks.sum(axis=1)
     # Inside the prefix flow carries; from its last look to the next GOP's first one nothing is decoded.
     span = np.maximum(gops.span(rows), shown)
     gap = np.maximum(1.0, (span - closing) / np.maximum(1, looks - closing))
@@ -374,7 +376,7 @@ def _plan(
         spans = _byte_ranges(index, first, stop)
         numbers = tuple(looks[at].tolist())
         steps.append(Step(first, stop, int(gops.stop_row[at]), spans, numbers, float(cost[at])))
-    seconds = _seconds(np.array([cost.sum()]), size, decode, rates, have)
+    seconds = _seconds(np.array([cost.sum()]), size, decode, rates, have) + LINK_SECONDS_A_LOOK * counts.sum()
     quality = expected_quality(np.unique(np.concatenate(looks)), decoded.cumsum(), index.frame_count)
     return Plan(tuple(steps), index.frame_count, stride, share, float(seconds[0]), quality, skip_disposable)
 

@@ -345,10 +345,12 @@ def _voted(rows: list[_Row], detections: Sequence[Detections]) -> list[_Row]:
     """
     tracks = list(_by_id(rows).values())
     scores = [np.array([detections[row.look].class_scores[row.row, 1:] for row in mine], np.float64) for mine in tracks]
+    evidence = []
     for mine, seen, strange in zip(tracks, scores, _strangeness(tracks, scores, detections), strict=True):
         frames = np.array([detections[row.look].frame_number for row in mine])
-        evidence = _class_evidence(seen, frames, strange)
-        for row, class_id in zip(mine, _steadiest(evidence.tolist()), strict=True):
+        evidence.append(_class_evidence(seen, frames, strange))
+    for mine, classes in zip(tracks, _steadiest(evidence), strict=True):
+        for row, class_id in zip(mine, classes, strict=True):
             row.class_id = 1 + class_id
     return rows
 
@@ -389,21 +391,28 @@ def _class_evidence(scores: Float, frames: Int, strange: float) -> Float:
     return np.asarray(fresh[:, None] * evidence)
 
 
-def _steadiest(evidence: list[list[float]]) -> list[int]:
-    """The sequence of classes with the most evidence (per glance and class), each change costing CLASS_CHANGE."""
-    best = evidence[0]
-    came: list[list[int]] = []
-    for mine in evidence[1:]:
-        top = max(range(len(best)), key=best.__getitem__)
-        before = [k if value >= best[top] - CLASS_CHANGE else top for k, value in enumerate(best)]
-        best = [mine[k] + max(value, best[top] - CLASS_CHANGE) for k, value in enumerate(best)]
-        came.append(before)
-    state = max(range(len(best)), key=best.__getitem__)
-    chosen = [state]
-    for before in reversed(came):
-        state = before[state]
-        chosen.append(state)
-    return chosen[::-1]
+def _steadiest(evidence: Sequence[Float]) -> list[list[int]]:
+    """For each track (N, 3) the sequence of classes with the most evidence, each change costing CLASS_CHANGE.
+
+    All tracks side by side: behind its end a track has no evidence, which changes nothing before.
+    """
+    lengths = [len(mine) for mine in evidence]
+    padded = np.zeros((len(evidence), max(lengths, default=0), 3))
+    for mine, into in zip(evidence, padded, strict=True):
+        into[: len(mine)] = mine
+    tracks, best = np.arange(len(evidence)), np.zeros((len(evidence), 3))
+    came = np.zeros(padded.shape, np.intp)
+    for glance in range(padded.shape[1]):
+        top = best.argmax(1)[:, None]
+        changed = best[tracks[:, None], top] - CLASS_CHANGE
+        came[:, glance] = np.where(best >= changed, np.arange(3), top)
+        best = padded[:, glance] + np.maximum(best, changed)
+    chosen = np.zeros(padded.shape[:2], np.intp)
+    state = best.argmax(1)
+    for glance in range(padded.shape[1] - 1, -1, -1):
+        chosen[:, glance] = state
+        state = came[tracks, glance, state]
+    return [mine[:length] for mine, length in zip(chosen.tolist(), lengths, strict=True)]
 
 
 def _by_id(rows: Sequence[_Row]) -> dict[int, list[_Row]]:
