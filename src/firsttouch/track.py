@@ -171,9 +171,13 @@ class _Live:
         return cls(whole, boxes, whole, whole, boxes, pairs, pairs, boxes)
 
     def kept(self, which: Bool) -> _Live:
+        if which.all():
+            return self
         return _Live(*(column[which] for column in self._columns()))
 
     def joined(self, ids: Int, boxes: Float, seen: int, rows: Int, scores: Float) -> _Live:
+        if not len(ids):
+            return self
         still = np.zeros((len(ids), 2), np.float32)
         fresh = (ids, boxes, np.full(len(ids), seen, np.int32), rows, boxes, still, still, scores)
         return _Live(*(np.concatenate(pair) for pair in zip(self._columns(), fresh, strict=True)))
@@ -194,10 +198,11 @@ def _associate(detections: Sequence[Detections], between: Sequence[Motion | None
         number = detection.frame_number
         if look:
             motion, before = between[look - 1], detections[look - 1].frame_number
-            live, tolerance = _predicted(live, motion, before, number)
+            camera = camera_across(motion)
+            live, tolerance = _predicted(live, motion, camera, before, number)
             paired = _flow_pairs(live, motion, before, people)
             taken = _match(live, tolerance, boxes, scores, confidence >= begin, paired)
-            _continue(live, taken, boxes, scores, people, number, motion)
+            _continue(live, taken, boxes, scores, people, number, motion, camera)
             ids[people[taken >= 0]] = live.id[taken[taken >= 0]]
         new = np.flatnonzero((ids[people] < 0) & (confidence >= begin))
         fresh = np.arange(following, following + len(new), dtype=np.int32)
@@ -208,14 +213,13 @@ def _associate(detections: Sequence[Detections], between: Sequence[Motion | None
     return answer
 
 
-def _predicted(live: _Live, motion: Motion | None, before: int, now: int) -> tuple[_Live, Float]:
+def _predicted(live: _Live, motion: Motion | None, camera: Float | None, before: int, now: int) -> tuple[_Live, Float]:
     """The tracks as they should be at `now`, and how far each may be off, in body heights."""
     if motion is not None and motion.cut_after is not None:
         return _Live.none(), np.zeros(0, np.float32)
     live = live.kept((before - live.seen <= FORGET_FRAMES) & (now - live.seen <= FORGET_FRAMES + HOLE_FRAMES))
     silent = np.minimum(now - live.seen, 25).astype(np.float32)
     elapsed = min(now - before, COAST_FRAMES)
-    camera = camera_across(motion)
     if camera is None:
         step, tolerance = live.velocity * elapsed, 0.5 + LOOSE * silent
         live.box = live.box + np.concatenate([step, step], 1)
@@ -284,22 +288,20 @@ def _continue(
     people: npt.NDArray[np.intp],
     number: int,
     motion: Motion | None,
+    camera: Float | None,
 ) -> None:
     """Put the matched detections into their tracks and learn their velocities."""
     which = np.flatnonzero(taken >= 0)
-    tracks = taken[which]
-    silent = np.maximum(number - live.seen[tracks], 1)[:, None]
-    surprise = _centres(boxes[which]) - _centres(live.box[tracks])
-    camera = camera_across(motion)
+    tracks, mine = taken[which], boxes[which]
+    silent, centres = np.maximum(number - live.seen[tracks], 1)[:, None], _centres(mine)
     if motion is None:
-        live.velocity[tracks] += 0.4 * surprise / silent
+        live.velocity[tracks] += 0.4 * (centres - _centres(live.box[tracks])) / silent
     else:
-        moved = _centres(boxes[which]) - _centres(live.at[tracks])
-        live.velocity[tracks] = moved / silent
+        start = _centres(live.at[tracks])
+        live.velocity[tracks] = (centres - start) / silent
         if camera is not None:
-            stood = _centres(moved_boxes(camera, live.at[tracks])) - _centres(live.at[tracks])
-            live.own[tracks] = (moved - stood) / silent
-    live.box[tracks] = live.at[tracks] = boxes[which]
+            live.own[tracks] = (centres - moved_points(camera, start)) / silent
+    live.box[tracks] = live.at[tracks] = mine
     live.seen[tracks] = number
     live.row[tracks] = people[which]
     live.scores[tracks] = 0.9 * live.scores[tracks] + scores[which]
@@ -592,17 +594,19 @@ def _centres(boxes: Float) -> Float:
 
 
 def _columns(numbers: Int, rows: list[_Row]) -> Tracks:
-    rows = sorted(rows, key=lambda r: (r.look, r.id))
-    xyxy = np.array([r.xyxy for r in rows], np.float32).reshape(-1, 4)
+    look, ids = np.array([r.look for r in rows], np.int32), np.array([r.id for r in rows], np.int32)
+    order = np.lexsort((ids, look))
+    look, ids = look[order], ids[order]
+    xyxy = np.array([r.xyxy for r in rows], np.float32).reshape(-1, 4)[order]
     return Tracks(
         frame_numbers=numbers,
-        look=np.array([r.look for r in rows], np.int32),
-        id=np.array([r.id for r in rows], np.int32),
-        row=np.array([r.row for r in rows], np.int32),
-        class_id=np.array([r.class_id for r in rows], np.uint8),
-        confidence=np.array([r.confidence for r in rows], np.float32),
+        look=look,
+        id=ids,
+        row=np.array([r.row for r in rows], np.int32)[order],
+        class_id=np.array([r.class_id for r in rows], np.uint8)[order],
+        confidence=np.array([r.confidence for r in rows], np.float32)[order],
         xyxy=xyxy,
-        aspect=_usual_aspect(xyxy, np.array([r.id for r in rows], np.int32), numbers[[r.look for r in rows]]),
+        aspect=_usual_aspect(xyxy, ids, numbers[look]),
     )
 
 
