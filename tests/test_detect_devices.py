@@ -15,7 +15,9 @@ from types import SimpleNamespace
 
 import detect_graphs
 import numpy as np
+import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 
 from firsttouch.detect import Wish, load_detector, ort
 from firsttouch.detect.choose import choose_among, runtimes_for
@@ -24,7 +26,7 @@ from firsttouch.detect.openvino import OpenVino
 from firsttouch.detect.ort import OrtCpu, OrtCuda, OrtTensorRt, OrtTensorRtRtx, engine_folder, is_out_of_memory
 from firsttouch.detect.session import ModelFile, OutOfDeviceMemory, Problem
 from firsttouch.detect.yolo import CombinedDetector, YoloModel
-from firsttouch.errors import ModelNotFound, RuntimeUnavailable, SettingsError
+from firsttouch.errors import ModelMismatch, ModelNotFound, RuntimeUnavailable, SettingsError
 
 BOXES = np.array([[100, 60, 140, 90]], np.float32)
 SCORES = np.array([[0, 0.1, 0.8, 0.05]], np.float32)
@@ -262,8 +264,125 @@ def test_tensorrt_gets_its_cache_and_cuda_its_graph(model, tmp_path, monkeypatch
     assert options["trt_fp16_enable"] == "1"
     assert Path(options["trt_engine_cache_path"]).is_dir()
     assert Path(options["trt_engine_cache_path"]).parent == tmp_path / "engines"
-    assert asked[1][0] == ("CUDAExecutionProvider", asked[1][0][1])
-    assert asked[1][0][1]["enable_cuda_graph"] == "1"
+    graphs = [providers[0][1].get("trt_cuda_graph_enable") for providers in asked[:2]]
+    graphs += [providers[0][1].get("enable_cuda_graph") for providers in asked[2:]]
+    assert graphs == ["1", "0", "1", "0"]
+    assert asked[2][0][0] == "CUDAExecutionProvider"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Sessions of the CPU that say they run on CUDA, with a CUDA graph as far as `refuses` lets them."""
+
+    class Session:
+        refuses: dict = {}  # noqa: RUF012
+        threads: set = set()  # noqa: RUF012
+
+        def __init__(self, inner, graph):
+            self._inner, self._graph = inner, graph
+
+        def __getattr__(self, name):
+            return getattr(self._inner, name)
+
+        def get_providers(self):
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+        def run_with_iobinding(self, binding):
+            self.threads.add(threading.get_ident())
+            if reason := self.refuses.get(f"run {self._graph}"):
+                raise RuntimeError(reason)
+            self._inner.run_with_iobinding(binding)
+
+    def opened(file, outputs, options, providers):
+        graph = providers[0][1]["enable_cuda_graph"]
+        Session.opened.append(graph)
+        if reason := Session.refuses.get(f"open {graph}"):
+            raise reason
+        return Session(real(file, outputs, options, ["CPUExecutionProvider"]), graph)
+
+    real, bound = ort.open_session, ort.DeviceSession
+    Session.opened, Session.refuses, Session.threads = [], {}, set()
+    monkeypatch.setattr(ort, "open_session", opened)
+    monkeypatch.setattr(ort, "DeviceSession", lambda *arguments: bound(*arguments, memory="cpu"))
+    return Session
+
+
+@pytest.mark.parametrize(
+    ("refused", "opened", "said"),
+    [
+        ({}, ["1"], ""),
+        ({"open 1": ModelMismatch("nodes are left to the CPU")}, ["1", "0"], "nodes are left to the CPU"),
+        ({"run 1": "not permitted when stream is capturing"}, ["1", "0"], "does not run on the GPU: not permitted"),
+    ],
+)
+def test_a_model_that_cannot_be_captured_runs_without_a_graph(model, gpu, caplog, refused, opened, said):
+    gpu.refuses = refused
+    file, shape = ModelFile.read(model), (2, 96, 160, 6)
+    with caplog.at_level(logging.INFO):
+        session = OrtCuda().open(file, ("boxes", "scores"), shape, "fp32")
+    assert gpu.opened == opened
+    assert (said in caplog.text) if said else ("no CUDA graph" not in caplog.text)
+    values = np.random.default_rng(0).integers(0, 200, shape, np.uint8)
+    plain = detect_graphs.native(model.with_name("same.onnx"), BOXES, SCORES, POINTS)
+    expected = onnxruntime.InferenceSession(plain).run(["boxes", "scores"], {"planes": values})
+    for mine, other in zip(session.run(values), expected, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_an_output_whose_size_comes_from_the_picture_is_not_captured(tmp_path, gpu, caplog):
+    nodes = [helper.make_node("NonZero", ["images"], ["places"]), helper.make_node("Abs", ["images"], ["same"])]
+    info = helper.make_tensor_value_info
+    inputs = [info("images", TensorProto.FLOAT, [1, 3, 8, 8])]
+    outputs = [info("places", TensorProto.INT64, [4, "n"]), info("same", TensorProto.FLOAT, [1, 3, 8, 8])]
+    path = detect_graphs.save(tmp_path / "places.onnx", nodes, inputs, outputs, {}, {})
+    with caplog.at_level(logging.INFO):
+        session = OrtCuda().open(ModelFile.read(path), ("places", "same"), (1, 3, 8, 8), "fp32")
+    assert gpu.opened == ["1", "0"]
+    assert "no CUDA graph of places.onnx: the size of an output comes from the picture" in caplog.text
+    for count in (3, 0, 7):
+        values = np.zeros((1, 3, 8, 8), np.float32)
+        values[0, 0, 0, :count] = 1
+        places, same = session.run(values)
+        assert places.shape == (4, count)
+        np.testing.assert_array_equal(same, values)
+
+
+def test_an_output_in_half_precision_gets_memory_of_its_own(tmp_path, gpu):
+    nodes = [helper.make_node("Cast", ["images"], ["halves"], to=TensorProto.FLOAT16)]
+    info = helper.make_tensor_value_info
+    inputs = [info("images", TensorProto.FLOAT, [1, 3, 8, 8])]
+    outputs = [info("halves", TensorProto.FLOAT16, [1, 3, 8, 8])]
+    path = detect_graphs.save(tmp_path / "halves.onnx", nodes, inputs, outputs, {}, {})
+    session = OrtCuda().open(ModelFile.read(path), ("halves",), (1, 3, 8, 8), "fp16")
+    values = np.random.default_rng(0).random((1, 3, 8, 8), np.float32)
+    np.testing.assert_array_equal(session.run(values)[0], values.astype(np.float16))
+    assert gpu.opened == ["1"]
+
+
+@pytest.mark.parametrize(("graph", "opened"), [("1", ["1"]), ("0", ["1", "0"])])
+def test_too_little_memory_while_opening_is_no_reason_to_go_without_a_graph(model, gpu, graph, opened):
+    gpu.refuses = {f"open {graph}": OutOfDeviceMemory("full"), **({"run 1": "no"} if graph == "0" else {})}
+    with pytest.raises(OutOfDeviceMemory):
+        OrtCuda().open(ModelFile.read(model), ("boxes",), (1, 96, 160, 6), "fp32")
+    assert gpu.opened == opened
+
+
+def test_what_never_runs_on_the_gpu_is_a_typed_error(model, gpu):
+    gpu.refuses = {"run 1": "no kernel image", "run 0": "no kernel image is available\nsecond line"}
+    with pytest.raises(RuntimeUnavailable, match=r"does not run on the GPU: no kernel image is available$"):
+        OrtCuda().open(ModelFile.read(model), ("boxes",), (1, 96, 160, 6), "fp32")
+
+
+def test_all_runs_are_on_one_thread_whoever_asks(model, gpu):
+    session = OrtCuda().open(ModelFile.read(model), ("boxes",), (1, 96, 160, 6), "fp32")
+    values = np.zeros((1, 96, 160, 6), np.uint8)
+    askers = [threading.Thread(target=session.run, args=(values,)) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert len(gpu.threads) == 1
+    assert threading.get_ident() not in gpu.threads
 
 
 def test_a_session_that_runs_elsewhere_is_not_taken(model):

@@ -14,12 +14,14 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import logging
 import platform
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -32,6 +34,8 @@ import onnxruntime
 from firsttouch.detect.session import ModelFile, OutOfDeviceMemory, Problem, Session, Values
 from firsttouch.detect.surfaces import copy_into
 from firsttouch.errors import ModelMismatch, RuntimeUnavailable
+
+log = logging.getLogger(__name__)
 
 DEVICE_OF_PROVIDER = {
     "CPUExecutionProvider": "cpu",
@@ -46,6 +50,16 @@ GPU_WHEEL_REMEDY = (
 )
 
 RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
+ELEMENT_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+"""What an output may be of to get memory of its own."""
 BUILD_SECONDS = 1800.0
 """A build that takes longer is given up."""
 _NO_DRIVER = Problem("no NVIDIA driver answers (nvidia-smi)", "install the driver, or set DEVICE=cpu")
@@ -80,8 +94,9 @@ class OrtSession:
 class DeviceSession(OrtSession):
     """A model on a GPU: input and outputs live there, at fixed addresses, so that a CUDA graph can be replayed.
 
-    A tensor that lies on the device is copied there. One run at a time: the addresses are shared. Not verified on
-    hardware (tested with `memory="cpu"`).
+    A tensor that lies on the device is copied there. One run at a time, and all on one thread: the addresses are
+    shared, and ONNX Runtime captures a graph of its own for each thread that runs. Not verified on hardware (tested
+    with `memory="cpu"`).
     """
 
     def __init__(
@@ -94,41 +109,52 @@ class DeviceSession(OrtSession):
         memory: str = "cuda",
     ) -> None:
         super().__init__(session, input_name, outputs, precision)
-        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "firsttouch-gpu")
         self._memory = memory
         self._on_device = onnxruntime.OrtValue.ortvalue_from_numpy(values, memory, 0)
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input(input_name, self._on_device)
-        for output in session.get_outputs():
-            if output.name in self._outputs:
-                self._bind_output(output)
+        asked = [output for output in session.get_outputs() if output.name in self._outputs]
+        fixed = [output for output in asked if is_fixed(output)]
+        for output in fixed:
+            element_type = ELEMENT_TYPES[output.type]
+            value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(output.shape, element_type, memory, 0)
+            self._binding.bind_ortvalue_output(output.name, value)
+        self._anew = [output.name for output in asked if not is_fixed(output)]
+        """Outputs that get memory in each run, since their size comes from the picture."""
+        self._bound = [*(output.name for output in fixed), *self._anew]
         self.runtime = "tensorrt" if self.providers[0].startswith("Tensorrt") else "onnxruntime"
 
-    def _bind_output(self, output: Any) -> None:
-        """Memory of its own for an output of known shape; ONNX Runtime's, anew each run, for another."""
-        if all(isinstance(size, int) and size > 0 for size in output.shape):
-            value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(output.shape, np.float32, self._memory, 0)
-            self._binding.bind_ortvalue_output(output.name, value)
-        else:
-            self._binding.bind_output(output.name, self._memory)
-
     def run(self, values: Values) -> list[Values]:
-        with self._lock:
-            try:
-                if isinstance(values, np.ndarray):
-                    self._on_device.update_inplace(values)
-                else:
-                    copy_into(self._on_device, values)
-                self._session.run_with_iobinding(self._binding)
-                found = dict(zip(self._session_outputs(), self._binding.copy_outputs_to_cpu(), strict=True))
-            except Exception as exc:
-                if is_out_of_memory(exc):
-                    raise OutOfDeviceMemory("the GPU has not enough memory for this batch") from exc
-                raise
+        return self._thread.submit(self._run, values).result()
+
+    def _run(self, values: Values) -> list[Values]:
+        with _memory_errors():
+            if isinstance(values, np.ndarray):
+                self._on_device.update_inplace(values)
+            else:
+                copy_into(self._on_device, values)
+            for name in self._anew:  # bound once, it would keep the first run's size
+                self._binding.bind_output(name, self._memory)
+            self._session.run_with_iobinding(self._binding)
+            found = dict(zip(self._bound, self._binding.copy_outputs_to_cpu(), strict=True))
         return [found[name] for name in self._outputs]
 
-    def _session_outputs(self) -> list[str]:
-        return [o.name for o in self._session.get_outputs() if o.name in self._outputs]
+
+def is_fixed(output: Any) -> bool:
+    """Whether an output's size and type are known before the picture is, so that it can have an address of its own."""
+    return output.type in ELEMENT_TYPES and all(isinstance(size, int) and size > 0 for size in output.shape)
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """ONNX Runtime's error for it as ours, which halves the batch."""
+    try:
+        yield
+    except Exception as exc:  # the pybind exceptions have no common base but Exception
+        if is_out_of_memory(exc):
+            raise OutOfDeviceMemory("the device has not enough memory for this batch") from exc
+        raise
 
 
 def is_out_of_memory(exc: Exception) -> bool:
@@ -191,8 +217,11 @@ class OrtCuda:
         return _no_gpu("CUDAExecutionProvider") or _not_on_gpu(precision)
 
     def open(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str) -> Session:
-        options = {"enable_cuda_graph": "1" if self.cuda_graph else "0", "cudnn_conv_use_max_workspace": "1"}
-        return _open_on_gpu(model, outputs, shape, precision, [("CUDAExecutionProvider", options)])
+        def providers(graph: str) -> list[Any]:
+            options = {"enable_cuda_graph": graph, "cudnn_conv_use_max_workspace": "1"}
+            return [("CUDAExecutionProvider", options)]
+
+        return _open_on_gpu(model, outputs, shape, precision, providers, cuda_graph=self.cuda_graph)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,15 +266,17 @@ class OrtTensorRt:
     def _open(
         self, folder: Path, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str
     ) -> Session:
-        options = {
-            "trt_fp16_enable": "1" if precision == "fp16" else "0",
-            "trt_engine_cache_enable": "1",
-            "trt_engine_cache_path": str(folder),
-            "trt_timing_cache_enable": "1",
-            "trt_timing_cache_path": str(self.cache_dir / "engines"),
-            "trt_cuda_graph_enable": "1",
-        }
-        providers = [("TensorrtExecutionProvider", options), "CUDAExecutionProvider"]
+        def providers(graph: str) -> list[Any]:
+            options = {
+                "trt_fp16_enable": "1" if precision == "fp16" else "0",
+                "trt_engine_cache_enable": "1",
+                "trt_engine_cache_path": str(folder),
+                "trt_timing_cache_enable": "1",
+                "trt_timing_cache_path": str(self.cache_dir / "engines"),
+                "trt_cuda_graph_enable": graph,
+            }
+            return [("TensorrtExecutionProvider", options), "CUDAExecutionProvider"]
+
         return _open_on_gpu(model, outputs, shape, precision, providers)
 
     def has_engine(self, model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str) -> bool:
@@ -304,13 +335,8 @@ class PluginSession(OrtSession):
         self._lock = threading.Lock()
 
     def run(self, values: Values) -> list[Values]:
-        with self._lock:
-            try:
-                return super().run(values)
-            except Exception as exc:
-                if is_out_of_memory(exc):
-                    raise OutOfDeviceMemory("the GPU has not enough memory for this batch") from exc
-                raise
+        with self._lock, _memory_errors():
+            return super().run(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,11 +464,55 @@ def _not_on_gpu(precision: str) -> Problem | None:
 
 
 def _open_on_gpu(
-    model: ModelFile, outputs: tuple[str, ...], shape: tuple[int, ...], precision: str, providers: list[Any]
+    model: ModelFile,
+    outputs: tuple[str, ...],
+    shape: tuple[int, ...],
+    precision: str,
+    providers: Callable[[str], list[Any]],
+    *,
+    cuda_graph: bool = True,
+) -> Session:
+    """Opened and tried there, with a CUDA graph (`providers("1")`) where the model can be captured as one.
+
+    It cannot where ONNX Runtime leaves a part to the CPU, or the size of an output comes from the picture. Raises
+    ModelMismatch, RuntimeUnavailable, OutOfDeviceMemory.
+    """
+    if cuda_graph:
+        try:
+            return _tried_on_gpu(model, outputs, shape, precision, providers("1"), cuda_graph=True)
+        except OutOfDeviceMemory:
+            raise
+        except (ModelMismatch, RuntimeUnavailable) as exc:
+            log.info("no CUDA graph of %s: %s", model.path.name, exc)
+    return _tried_on_gpu(model, outputs, shape, precision, providers("0"), cuda_graph=False)
+
+
+def _tried_on_gpu(
+    model: ModelFile,
+    outputs: tuple[str, ...],
+    shape: tuple[int, ...],
+    precision: str,
+    providers: list[Any],
+    *,
+    cuda_graph: bool,
 ) -> Session:
     session = open_session(model, outputs, session_options(model, shape), providers)
+    input_name = model.facts.inputs[0].name
+    _checked(OrtSession(session, input_name, outputs, precision), "cuda")
+    if cuda_graph and not all(is_fixed(output) for output in session.get_outputs()):
+        raise RuntimeUnavailable("the size of an output comes from the picture")
     values = np.zeros(shape, model.facts.inputs[0].element_type)
-    return _checked(DeviceSession(session, model.facts.inputs[0].name, outputs, precision, values), "cuda")
+    try:
+        with _memory_errors():
+            on_device = DeviceSession(session, input_name, outputs, precision, values)
+        for _ in range(2):  # the first captures the graph
+            on_device.run(values)
+    except OutOfDeviceMemory:
+        raise
+    except Exception as exc:  # whatever a provider throws where it cannot run what it took
+        first_line = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        raise RuntimeUnavailable(f"{model.path.name} does not run on the GPU: {first_line}") from exc
+    return on_device
 
 
 def _checked(session: OrtSession, device: str) -> Session:
@@ -466,9 +536,12 @@ def session_options(model: ModelFile, shape: tuple[int, ...]) -> Any:
 
 
 def open_session(model: ModelFile, outputs: tuple[str, ...], options: Any, providers: list[Any] | None) -> Any:
-    """`providers` is None where the options name a plug-in's devices. Raises ModelMismatch."""
+    """`providers` is None where the options name a plug-in's devices. Raises ModelMismatch, OutOfDeviceMemory."""
     try:
-        return onnxruntime.InferenceSession(model.cut_to(outputs), options, providers=providers)
+        with _memory_errors():
+            return onnxruntime.InferenceSession(model.cut_to(outputs), options, providers=providers)
+    except OutOfDeviceMemory:
+        raise
     except Exception as exc:  # the pybind exceptions have no common base but Exception
         first_line = str(exc).strip().splitlines()[0]
         raise ModelMismatch(
