@@ -19,7 +19,7 @@ from test_decode import Chip
 from firsttouch.chain import GopChain
 from firsttouch.decode import Frame, gop
 from firsttouch.detect import BUNDLED_MODEL, choose, load_detector, native, ort, surfaces
-from firsttouch.detect.native import ALL_OUTPUTS, NativeDetector
+from firsttouch.detect.native import ALL_OUTPUTS, NativeDetector, native_roles
 from firsttouch.detect.ort import DeviceSession, OrtCpu
 from firsttouch.detect.planes import Canvas, fill
 from firsttouch.detect.session import ModelFile, OutOfDeviceMemory, Problem
@@ -85,6 +85,23 @@ def test_a_batch_may_hold_inputs_of_both_kinds():
     np.testing.assert_array_equal(stacked[0], stacked[1])
     np.testing.assert_array_equal(stacked[0], planes)
     assert not stacked[2].any()
+
+
+@needs_torch
+@needs_model
+@pytest.mark.parametrize("count", [1, 3])
+def test_roles_of_inputs_on_the_device_are_those_of_inputs_here(count):
+    roles = native_roles(ModelFile.read(BUNDLED_MODEL))
+    assert roles is not None
+    rng = np.random.default_rng(1)
+    planes = rng.integers(0, 256, (count, *CANVAS.shape), np.uint8)
+    corners = rng.uniform(0, 900, (count, 20, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(10, 60, (count, 20, 2))], -1).astype(np.float32)
+    scores = rng.uniform(0, 0.9, (count, 20, 4)).astype(np.float32)
+    maker = TorchSurfaces(CANVAS, "cpu")
+    there, here = (roles.refined(p, boxes, scores, None) for p in (maker.kept(maker.stacked(planes, count)), planes))
+    for one, other in zip(there, here, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 @needs_torch

@@ -136,6 +136,23 @@ def test_the_ball_keeps_its_score_and_nobody_gains(roles: Roles) -> None:
     assert roles.refined(drawn(boxes, [RED] * 12), nobody, nobody, None)[0].shape == (0, 4)
 
 
+def test_many_pictures_at_once_say_what_each_says_alone(roles: Roles) -> None:
+    rng = np.random.default_rng(4)
+    planes = np.stack([drawn(people(12), [RED] * 6 + [BLUE] * 5 + [BLACK]) for _ in range(5)])
+    boxes = np.stack([people(12)] * 5)
+    scores = rng.uniform(0.2, 0.9, (5, 12, 4)).astype(np.float32)
+    scores[1, 4:] = scores[2] = scores[3, ::3] = LEAST_SCORE / 2  # four bodies, none, gaps
+    points = np.stack([keypoints(), keypoints(), keypoints(), np.zeros((32, 3), np.float32), keypoints()])
+    for seen in (points, None):
+        shared, worn = roles.refined(planes, boxes, scores, seen)
+        for k in range(5):
+            alone = roles.refined(planes[k], boxes[k], scores[k], None if seen is None else seen[k])
+            np.testing.assert_allclose(shared[k], alone[0], atol=1e-6)
+            np.testing.assert_allclose(worn[k], alone[1], atol=1e-4)
+    one = roles.refined(planes[:1], boxes[:1], scores[:1], points[:1])
+    np.testing.assert_array_equal(one[0][0], roles.refined(planes[0], boxes[0], scores[0], points[0])[0])
+
+
 def test_whoever_is_nobody_of_the_match_is_less_a_referee_but_no_less_a_player() -> None:
     scores = np.array([(0.1, 0.2, 0.8)], np.float32)
     sure = shared_out(scores, np.array([(0.0, 0.1, 0.3, 0.6)], np.float32))

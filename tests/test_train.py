@@ -411,7 +411,8 @@ def test_roles_learn_from_the_others_shirts_what_the_network_got_wrong() -> None
         boxes = rng.uniform(0, 600, (17, 2)).astype(np.float32)
         scores = np.full((17, 3), (0.01, 0.4, 0.4), np.float32)
         box = np.concatenate([boxes, boxes + np.array((20, 50))], 1).astype(np.float32)
-        return Scene(box, (1280, 736), scores, shirts, np.ones(17, np.float32), None), classes
+        nowhere = np.zeros((17, 2)), np.array(False)
+        return Scene(box, (1280, 736), scores, shirts, np.ones(17, np.float32), *nowhere), classes
 
     fitted = roles.fitted([scene() for _ in range(60)], doubts=2, epochs=30, rng=rng, seed=0)
     shown, classes = scene()

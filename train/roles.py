@@ -119,7 +119,7 @@ def disturbed(scene: Scene, classes: NDArray[np.int64], rng: np.random.Generator
         scene,
         scores=1 / (1 + np.exp(-new)),
         colours=scene.colours + rng.normal(0, 1, scene.colours.shape) * COLOUR_NOISE,
-        metres=None if rng.random() < PITCH_LOST else scene.metres,
+        found=scene.found & (rng.random() >= PITCH_LOST),
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from firsttouch.detect.detections import CLASS_NAMES, KEYPOINT_COUNT, Array, Detections, Plane
 from firsttouch.detect.planes import Canvas, fill
-from firsttouch.detect.roles import METADATA_KEY, Roles
+from firsttouch.detect.roles import METADATA_KEY, Kept, Roles
 from firsttouch.detect.session import ModelFile, OpenSession, OutOfDeviceMemory, Session, Values
 from firsttouch.errors import ModelMismatch
 
@@ -121,23 +121,36 @@ class NativeDetector:
         found: list[Detections] = []
         while len(found) < len(inputs):
             start = len(found)
-            outputs, count = self._run(inputs[start:], pitch)
+            outputs, planes, count = self._run(inputs[start:], pitch)
+            boxes, scores, *points = (output[:count] for output in outputs)
+            shirts = None
+            if self._roles is not None:
+                scores, shirts = self._roles.refined(planes, boxes, scores, points[0] if pitch else None)
             for row in range(count):
-                boxes, points = outputs[0][row], outputs[2][row] if pitch else None
-                scores, shirts = outputs[1][row], None
-                if self._roles is not None:
-                    planes = self._at_hand(inputs[start + row])
-                    scores, shirts = self._roles.refined(planes, boxes, scores, points)
-                found.append(self._to_source(frame_numbers[start + row], boxes, scores, points, shirts, width, height))
+                found.append(
+                    self._to_source(
+                        frame_numbers[start + row],
+                        boxes[row],
+                        scores[row],
+                        points[0][row] if pitch else None,
+                        None if shirts is None else shirts[row],
+                        width,
+                        height,
+                    )
+                )
         return found
 
-    def _run(self, inputs: Sequence[Plane], pitch: bool) -> tuple[list[Values], int]:
-        """The outputs of as many of the inputs as one batch takes. Out of memory, the batch is halved for good."""
+    def _run(self, inputs: Sequence[Any], pitch: bool) -> tuple[list[Values], Plane | Kept, int]:
+        """The outputs of as many of the inputs as one batch takes, and these as one. Out of memory, the batch is halved
+        for good."""
         while True:
             session, size = self.opened(pitch)
             batch = inputs[:size]
             try:
-                return session.run(self._stacked(batch, size)), len(batch)
+                values = self._stacked(batch, size)
+                outputs, planes = session.run(values), values[: len(batch)]
+                kept = planes if self.surfaces is None or isinstance(planes, np.ndarray) else self.surfaces.kept(planes)
+                return outputs, kept, len(batch)
             except OutOfDeviceMemory:
                 with self._lock:
                     self._halve(size)
@@ -161,10 +174,6 @@ class NativeDetector:
         for row, planes in enumerate(batch):
             stacked[row] = planes
         return stacked
-
-    def _at_hand(self, planes: Any) -> Plane:
-        """The planes of an input, wherever it lies."""
-        return planes if self.surfaces is None or isinstance(planes, np.ndarray) else self.surfaces.copied(planes)
 
     def _to_source(
         self,

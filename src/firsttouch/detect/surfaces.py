@@ -81,9 +81,9 @@ class TorchSurfaces:
         with _memory_errors():
             return np.asarray(self._grey(torch.from_dlpack(luma)).cpu().numpy(), np.uint8)
 
-    def copied(self, planes: Tensor) -> Plane:
-        """An input of `inputs` in the memory of the CPU."""
-        return np.asarray(planes.cpu().numpy(), np.uint8)
+    def kept(self, planes: Tensor) -> KeptPlanes:
+        """Inputs of `inputs` (B, H, W, 6), to look at single bytes of."""
+        return KeptPlanes(planes)
 
     def stacked(self, batch: Sequence[Any], size: int) -> Tensor:
         """Inputs, from here or from the CPU, as one tensor of `size`; the rest is zeros. As `inputs`."""
@@ -133,6 +133,25 @@ class TorchSurfaces:
         if not np.array_equal(grey, shrunk(y, grey_factor(width, height))):
             return "the grey plane for flow would not be the CPU's"
         return None
+
+
+class KeptPlanes:
+    """Six planes of some pictures in the GPU's memory: what roles look at comes from there, and no picture."""
+
+    def __init__(self, planes: Tensor) -> None:
+        self._planes = planes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._planes.shape)
+
+    def picked(self, index: np.ndarray[Any, np.dtype[np.intp]]) -> Plane:
+        """The bytes at flat indices, of the same shape."""
+        import torch
+
+        with _memory_errors():
+            there = torch.from_numpy(index).to(self._planes.device)
+            return np.asarray(self._planes.reshape(-1)[there].cpu().numpy(), np.uint8)
 
 
 @functools.cache
