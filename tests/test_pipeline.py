@@ -104,6 +104,36 @@ def test_threads_wait_while_a_plan_is_made_again_and_say_when_they_are_over() ->
         work.stop()
 
 
+class Device(NumberReader):
+    """Takes eight frames at once, and 20 ms for it."""
+
+    batch_size = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.most_inside = 0, 0
+        self.lock = threading.Lock()
+
+    def detect(self, inputs: Sequence[Any], *rest: Any, **options: Any) -> Any:
+        with self.lock:
+            self.inside += 1
+            self.most_inside = max(self.most_inside, self.inside)
+        time.sleep(0.02)
+        with self.lock:
+            self.inside -= 1
+            return super().detect(inputs, *rest, **options)
+
+
+@pytest.mark.parametrize("prefetch", [8, 128])
+def test_many_threads_hand_a_device_whole_batches(clip: Path, prefetch: int) -> None:
+    device = Device()
+    analysis = run(clip, detector=device, workers=8, stride=1, first_batch=2, prefetch_frames=prefetch)
+    assert analysis.frames_detected == len(device.saw) >= FRAMES / 2
+    assert device.most_inside <= 2
+    assert max(device.batches) == 8
+    assert len(device.batches) < len(device.saw) / 2
+
+
 def planner_at(clock: list[float], **rates: float) -> Planner:
     """A planner whose work has done nothing yet; time is `clock[0]`."""
     nothing = SimpleNamespace(samples_given=(0, 0), detections={}, motions={}, frames_followed=0)

@@ -32,6 +32,9 @@ from .plan import FLOW_STEP, Progress, Rates, Step
 
 Grey = npt.NDArray[np.uint8]
 
+LOOKING_AT_A_DEVICE = 2
+"""Threads that hand frames to a device that takes many at once: it works for one while the other makes ready."""
+
 BACKLOG_GREYS = 240
 """Grey planes kept before decoding pauses: 0.23 MB each."""
 
@@ -112,6 +115,9 @@ class Work:
         self._rates, self._watch = rates, stopwatch
         self._pitch, self._motion = pitch, motion
         self._batch, self._prefetch = first_batch, prefetch_frames
+        # A device that joins frames gets them from few threads, or each would come with one.
+        self._most_looking = rates.workers if detector.batch_size == 1 else LOOKING_AT_A_DEVICE
+        self._looking = 0
         self._pts: dict[int, int] = {}
         self._size = (0, 0)
         self._on_change = on_change
@@ -272,14 +278,18 @@ class Work:
 
     def _choose(self) -> Callable[[], None] | None:
         chain = self._decodable()
-        leaf = bool(self._to_follow or self._to_detect)
+        may_look = bool(self._to_detect) and self._looking < self._most_looking
+        leaf = bool(self._to_follow) or may_look
+        if not leaf and len(self._to_detect) >= self._prefetch:
+            return None  # the device is behind
         if chain is not None and (not leaf or (self.detections and self._chain_first(chain))):
             chain.busy = chain.started = True
             return lambda: self._decode(chain)
         if self._to_follow:
             first, last = self._to_follow.popleft()
             return lambda: self._follow(first, last)
-        if self._to_detect:
+        if may_look:
+            self._looking += 1
             looks = [self._to_detect.popleft() for _ in range(min(self._batch, len(self._to_detect)))]
             self._batch = min(self._batch * 2, self._detector.batch_size)
             return lambda: self._look(looks)
@@ -373,6 +383,13 @@ class Work:
         return self._detector.prepare(frame.y, frame.u, frame.v)
 
     def _look(self, looks: list[Look]) -> None:
+        try:
+            self._see(looks)
+        finally:
+            with self._wake:
+                self._looking -= 1
+
+    def _see(self, looks: list[Look]) -> None:
         with self._watch.stage("detect"):
             inputs = [look.inputs for look in looks if look.inputs is not None]
             numbers = [look.frame_number for look in looks]
