@@ -36,8 +36,9 @@ __all__ = ["Analysis", "Options", "analyze", "analyze_steps", "analyze_sync", "d
 
 log = logging.getLogger(__name__)
 
-ANSWER_RESERVE_SECONDS = 0.09
-"""Kept before the deadline for the last quantum, carrying and writing 750 frames, beside what each look takes."""
+ANSWER_RESERVE_SECONDS = 0.06
+"""Kept before the deadline, by a thread that has a core to itself, for the last quantum, carrying and writing 750
+frames; beside what each look takes."""
 
 REPLAN_SECONDS = 0.06
 """How often the rates are looked at under a deadline."""
@@ -218,14 +219,13 @@ class _Run:
             streamed = AskingBytes(self.clip.sparse, self.fetching.where_read())
         else:
             self.fetching.stream()
-        self.stream = StreamChain(streamed, self.deadline.earlier(ANSWER_RESERVE_SECONDS), self.work.bytes_came)
+        self.stream = StreamChain(streamed, self.deadline.earlier(self._reserve()), self.work.bytes_came)
         self.work.add(self.stream, [0], every=stride)
         self.work.seal()
 
     async def _finished(self) -> bool:
         """Wait until something changed; True when all is done, the deadline is near, or nothing more can come."""
-        reserve = ANSWER_RESERVE_SECONDS + LINK_SECONDS_A_LOOK * len(self.work.detections)
-        left = self.deadline.earlier(reserve).remaining()
+        left = self.deadline.earlier(self._reserve(len(self.work.detections))).remaining()
         if self.work.finished or left <= 0.0 or (self.fetching.error and self.work.idle):
             return True
         tick = left if math.isinf(left) else min(left, REPLAN_SECONDS)
@@ -239,6 +239,10 @@ class _Run:
         if self.clip.index is not None and not math.isinf(self.deadline.moment):
             self._replan()
         return self.work.finished
+
+    def _reserve(self, looks: int = 0) -> float:
+        """What is kept before the deadline, with so many looks, for a thread that has as much of a core as these."""
+        return (ANSWER_RESERVE_SECONDS + LINK_SECONDS_A_LOOK * looks) / self.planner.rates.core_share
 
     def _choose_deadline(self) -> None:
         """TIME_BUDGET_S=auto, now that the clip and the link are known; never later than what was asked for."""
@@ -256,7 +260,7 @@ class _Run:
         """Choose the steps, move those that run, queue the others, and fetch for them."""
         clip, options = self.clip, self.options
         assert clip.index is not None
-        budget = min(self.budget_seconds, self.deadline.remaining()) - ANSWER_RESERVE_SECONDS
+        budget = min(self.budget_seconds, self.deadline.remaining()) - self._reserve()
         plan = self.planner.make(clip, budget, only_better=only_better)
         if plan is None:
             return

@@ -31,6 +31,8 @@ IntArray = npt.NDArray[np.int64]
 
 STRIDES = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 25, 37, 50)
 SHARES = (*(twentieths / 20 for twentieths in range(20, 3, -1)), 0.16, 0.12, 0.08, 0.04, 0.0)
+FINER_FROM, FINER = 0.2, (0.01, 0.02, 0.03, 0.04)
+"""From this share on the best is tried again with a little more: a twentieth of a GOP of 250 is 0.1 s."""
 KEEPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.33, 0.2, 0.12, 0.07, 0.04, 0.02)
 """Shares of the GOPs that a plan may keep, evenly spread."""
 SHORT_SHARES = (0.2, 0.12, 0.08, 0.04, 0.0)
@@ -241,22 +243,39 @@ def make_plan(
     fixed = every_frame or stride is not None or math.isinf(budget_seconds)
     shares: Sequence[float] = (0.0,) if key_frames_only else (1.0,) if fixed else SHARES
     short = (0.0,) if key_frames_only else SHORT_SHARES
-    best = (-math.inf, -math.inf, 1.0, 1.0, int(strides[0]))
-    for keep in KEEPS if not fixed else KEEPS[:1]:
+
+    def tried(keep: float, share: float) -> _Tried:
         chosen = gops.kept(keep, done or {})
-        for share in shares if keep == 1.0 else short:
-            seconds, quality = _judge(chosen, share, np.asarray(strides), rates, have, index.frame_count)
-            worth = quality * np.exp(-SECOND_COST * seconds) * (WHOLE_WORTH if keep == share == 1.0 else 1.0)
-            worth = np.where(fixed | (seconds <= budget_seconds), worth, -seconds)
-            at = int(np.argmax(worth))
-            rank = (float(worth[at]), -float(seconds[at]))
-            if rank > best[:2]:
-                best = (*rank, keep, share, int(strides[at]))
-        if best[0] > 0.0 and best[3] > short[0]:
+        seconds, quality = _judge(chosen, share, np.asarray(strides), rates, have, index.frame_count)
+        worth = quality * np.exp(-SECOND_COST * seconds) * (WHOLE_WORTH if keep == share == 1.0 else 1.0)
+        worth = np.where(fixed | (seconds <= budget_seconds), worth, -seconds)
+        at = int(np.argmax(worth))
+        return _Tried(float(worth[at]), -float(seconds[at]), keep, share, int(strides[at]))
+
+    best = _Tried(-math.inf, -math.inf, 1.0, 1.0, int(strides[0]))
+    for keep in KEEPS if not fixed else KEEPS[:1]:
+        rows = [tried(keep, share) for share in (shares if keep == 1.0 else short)]
+        best = max([best, *rows], key=_Tried.rank)
+        if best.worth > 0.0 and best.share > short[0]:
             break  # GOPs are left out only where there is no time for more than a few frames of each
-    _, _, keep, share, chosen_stride = best
-    chosen = gops.kept(keep, done or {})
-    return _plan(index, chosen, share, chosen_stride, rates, have, done or {}, skip_disposable=not every_frame)
+    if not fixed and best.worth > 0.0 and FINER_FROM < best.share < 1.0:
+        best = max([best, *(tried(best.keep, best.share + more) for more in FINER)], key=_Tried.rank)
+    chosen = gops.kept(best.keep, done or {})
+    return _plan(index, chosen, best.share, best.stride, rates, have, done or {}, skip_disposable=not every_frame)
+
+
+class _Tried(NamedTuple):
+    """A row of the table: what it is worth, and its time with the sign changed; a plan that does not fit is worth less
+    than nothing."""
+
+    worth: float
+    sooner: float
+    keep: float
+    share: float
+    stride: int
+
+    def rank(self) -> tuple[float, float]:
+        return self.worth, self.sooner
 
 
 def _just(index: Index, rates: Rates, look_at: Sequence[int]) -> Plan:
@@ -279,7 +298,7 @@ def _just(index: Index, rates: Rates, look_at: Sequence[int]) -> Plan:
     size = sum(step.size_bytes for step in steps)
     work = sum(step.cost_seconds for step in steps) / rates.cores
     seconds = rates.round_trip_seconds + max(size / rates.bytes_per_second, work)
-    seconds += LINK_SECONDS_A_LOOK * sum(map(len, looks.values()))
+    seconds += LINK_SECONDS_A_LOOK / rates.core_share * sum(map(len, looks.values()))
     quality = len(set(look_at)) / max(1, index.frame_count)
     return Plan(tuple(steps), index.frame_count, 0, 0.0, seconds, quality, skip_disposable=False)
 
@@ -295,7 +314,7 @@ def _judge(
     more = looks - gops.looked
     flow = more * rates.flow_look_seconds + steps * rates.flow_seconds
     work = (decode + more * rates.detect_seconds + np.where(strides[:, None] > 1, flow, 0.0)).sum(axis=1)
-    seconds = _seconds(work, size, decode, rates, have) + LINK_SECONDS_A_LOOK * looks.sum(axis=1)
+    seconds = _seconds(work, size, decode, rates, have) + LINK_SECONDS_A_LOOK / rates.core_share * looks.sum(axis=1)
     # Inside the prefix flow carries; from its last look to the next GOP's first one nothing is decoded.
     span = np.maximum(gops.span(rows), shown)
     gap = np.maximum(1.0, (span - closing) / np.maximum(1, looks - closing))
@@ -376,7 +395,10 @@ def _plan(
         spans = _byte_ranges(index, first, stop)
         numbers = tuple(looks[at].tolist())
         steps.append(Step(first, stop, int(gops.stop_row[at]), spans, numbers, float(cost[at])))
-    seconds = _seconds(np.array([cost.sum()]), size, decode, rates, have) + LINK_SECONDS_A_LOOK * counts.sum()
+    seconds = (
+        _seconds(np.array([cost.sum()]), size, decode, rates, have)
+        + LINK_SECONDS_A_LOOK / rates.core_share * counts.sum()
+    )
     quality = expected_quality(np.unique(np.concatenate(looks)), decoded.cumsum(), index.frame_count)
     return Plan(tuple(steps), index.frame_count, stride, share, float(seconds[0]), quality, skip_disposable)
 
