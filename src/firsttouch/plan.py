@@ -171,12 +171,14 @@ class _Gops:
         """Frames from the first to the latest that so many rows of each GOP show; B-frames between may be missing."""
         return np.asarray(np.maximum(self.latest_before[self.first_row + rows] + 1 - self.first_frame, 1), np.int64)
 
-    def prefix(self, share: float) -> tuple[IntArray, IntArray, FloatArray, IntArray, IntArray]:
-        """Rows, bytes, decoding seconds, steps of flow and shown frames of this share of each GOP, one row at least."""
+    def prefix(self, shares: FloatArray) -> tuple[IntArray, IntArray, FloatArray, IntArray, IntArray]:
+        """Rows, bytes, decoding seconds, steps of flow and shown frames, (Q, G) each, of these shares (Q,) of each GOP,
+        one row at least."""
         count = self.stop_row - self.first_row
-        rows = np.clip(np.ceil(share * count), 1, count).astype(np.int64)
-        if share >= TO_THE_END and self.stop_row[-1] == len(self.bytes_before) - 1:
-            rows[-1] = max(rows[-1], count[-1] - EXTRAPOLATE_FRAMES)
+        rows = np.clip(np.ceil(shares[:, None] * count), 1, count).astype(np.int64)
+        if self.stop_row[-1] == len(self.bytes_before) - 1:
+            to_the_end = np.where(shares >= TO_THE_END, count[-1] - EXTRAPOLATE_FRAMES, 0)
+            rows[:, -1] = np.maximum(rows[:, -1], to_the_end)
         rows = np.where(self.final_rows < 0, rows, np.clip(self.final_rows, 1, count))
         first, stop = self.first_row, self.first_row + rows
         decoded = self.decoded_before[stop] - self.decoded_before[first]
@@ -244,38 +246,39 @@ def make_plan(
     shares: Sequence[float] = (0.0,) if key_frames_only else (1.0,) if fixed else SHARES
     short = (0.0,) if key_frames_only else SHORT_SHARES
 
-    def tried(keep: float, share: float) -> _Tried:
+    def tried(keep: float, shares: Sequence[float]) -> _Tried:
         chosen = gops.kept(keep, done or {})
-        seconds, quality = _judge(chosen, share, np.asarray(strides), rates, have, index.frame_count)
-        worth = quality * np.exp(-SECOND_COST * seconds) * (WHOLE_WORTH if keep == share == 1.0 else 1.0)
+        at_all = np.asarray(shares)
+        seconds, quality = _judge(chosen, at_all, np.asarray(strides), rates, have, index.frame_count)
+        whole = (at_all[:, None] == 1.0) & (keep == 1.0)
+        worth = quality * np.exp(-SECOND_COST * seconds) * np.where(whole, WHOLE_WORTH, 1.0)
         worth = np.where(fixed | (seconds <= budget_seconds), worth, -seconds)
-        at = int(np.argmax(worth))
-        return _Tried(float(worth[at]), -float(seconds[at]), keep, share, int(strides[at]))
+        share, stride = np.unravel_index(int(np.argmax(worth)), worth.shape)
+        return _Tried(float(worth[share, stride]), keep, float(at_all[share]), strides[int(stride)])
 
-    best = _Tried(-math.inf, -math.inf, 1.0, 1.0, int(strides[0]))
-    for keep in KEEPS if not fixed else KEEPS[:1]:
-        rows = [tried(keep, share) for share in (shares if keep == 1.0 else short)]
-        best = max([best, *rows], key=_Tried.rank)
-        if best.worth > 0.0 and best.share > short[0]:
-            break  # GOPs are left out only where there is no time for more than a few frames of each
+    best = tried(1.0, shares)
+    if not fixed and not (best.worth > 0.0 and best.share > short[0]):
+        # GOPs are left out only where there is no time for more than a few frames of each.
+        for keep in KEEPS[1:]:
+            best = max(best, tried(keep, short), key=_Tried.rank)
+            if best.worth > 0.0 and best.share > short[0]:
+                break
     if not fixed and best.worth > 0.0 and FINER_FROM < best.share < 1.0:
-        best = max([best, *(tried(best.keep, best.share + more) for more in FINER)], key=_Tried.rank)
+        best = max(best, tried(best.keep, [best.share + more for more in FINER]), key=_Tried.rank)
     chosen = gops.kept(best.keep, done or {})
     return _plan(index, chosen, best.share, best.stride, rates, have, done or {}, skip_disposable=not every_frame)
 
 
 class _Tried(NamedTuple):
-    """A row of the table: what it is worth, and its time with the sign changed; a plan that does not fit is worth less
-    than nothing."""
+    """A row of the table, and what it is worth: less than nothing where it does not fit, the less the later."""
 
     worth: float
-    sooner: float
     keep: float
     share: float
     stride: int
 
-    def rank(self) -> tuple[float, float]:
-        return self.worth, self.sooner
+    def rank(self) -> float:
+        return self.worth
 
 
 def _just(index: Index, rates: Rates, look_at: Sequence[int]) -> Plan:
@@ -304,24 +307,26 @@ def _just(index: Index, rates: Rates, look_at: Sequence[int]) -> Plan:
 
 
 def _judge(
-    gops: _Gops, share: float, strides: IntArray, rates: Rates, have: Sequence[ByteRange], frame_count: int
+    gops: _Gops, shares: FloatArray, strides: IntArray, rates: Rates, have: Sequence[ByteRange], frame_count: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Seconds and quality of one share of the GOPs for each stride, (S,) both; a table in a few array operations."""
-    rows, size, decode, steps, shown = gops.prefix(share)
-    closing = gops.closing(rows)
-    looks = np.maximum(look_counts(shown, strides[:, None], closing), gops.looked)
+    """Seconds and quality of shares (Q,) of the GOPs for strides (S,), (Q, S) both: the table in a few operations."""
+    rows, size, decode, steps, shown = gops.prefix(shares)
+    rows, steps, shown = rows[:, None], steps[:, None], shown[:, None]
+    closing, stride = gops.closing(rows), strides[:, None]
+    looks = np.maximum(look_counts(shown, stride, closing), gops.looked)
     looks = np.where(gops.final_looks < 0, looks, gops.final_looks)
     more = looks - gops.looked
     flow = more * rates.flow_look_seconds + steps * rates.flow_seconds
-    work = (decode + more * rates.detect_seconds + np.where(strides[:, None] > 1, flow, 0.0)).sum(axis=1)
-    seconds = _seconds(work, size, decode, rates, have) + LINK_SECONDS_A_LOOK / rates.core_share * looks.sum(axis=1)
+    work = (decode[:, None] + more * rates.detect_seconds + np.where(stride > 1, flow, 0.0)).sum(-1)
+    seconds = _seconds(work, size.sum(-1)[:, None], decode.max(-1)[:, None], len(gops.first_row), rates, have)
+    seconds = seconds + LINK_SECONDS_A_LOOK / rates.core_share * looks.sum(-1)
     # Inside the prefix flow carries; from its last look to the next GOP's first one nothing is decoded.
     span = np.maximum(gops.span(rows), shown)
     gap = np.maximum(1.0, (span - closing) / np.maximum(1, looks - closing))
     reach = np.diff(np.append(gops.first_frame, frame_count))
     found, answered = hole_value(np.maximum(reach - span, 0), looks > 1)
     value = span * quality_between(gap, FLOW_QUALITY) + found
-    return seconds, _covered_f1(value.sum(axis=1), (span + answered).sum(axis=1), frame_count)
+    return seconds, _covered_f1(value.sum(-1), (span + answered).sum(-1), frame_count)
 
 
 def hole_value(length: IntArray, moving: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
@@ -351,15 +356,20 @@ def look_counts(shown: IntArray, stride: IntArray | int, closing: npt.NDArray[np
 
 
 def _seconds(
-    work: FloatArray, size: IntArray, decode: FloatArray, rates: Rates, have: Sequence[ByteRange]
+    work: FloatArray,
+    size: IntArray | int,
+    longest_decoding: FloatArray | float,
+    steps: int,
+    rates: Rates,
+    have: Sequence[ByteRange],
 ) -> FloatArray:
     """Fetch and work overlap: the larger of the two, plus the first round trip, and the last step's decoding or the
     time at the beginning when too little is there to work on."""
-    missing = max(0, int(size.sum()) - sum(len(part) for part in have))
+    missing = np.maximum(0, size - sum(len(part) for part in have))
     fetch = missing / rates.bytes_per_second
-    last = np.minimum(work / max(1, len(size)), 0.1)
-    longest = np.maximum(work / rates.cores, decode.max() / rates.core_share)
-    longest = longest + min(BEGIN_SECONDS + BEGIN_SECONDS_OF_ALL_GOPS / max(1, len(size)), fetch)
+    last = np.minimum(work / max(1, steps), 0.1)
+    longest = np.maximum(work / rates.cores, longest_decoding / rates.core_share)
+    longest = longest + np.minimum(BEGIN_SECONDS + BEGIN_SECONDS_OF_ALL_GOPS / max(1, steps), fetch)
     return np.asarray(rates.round_trip_seconds * (missing > 0) + np.maximum(fetch + last, longest), np.float64)
 
 
@@ -375,7 +385,8 @@ def _plan(
     skip_disposable: bool,
 ) -> Plan:
     """The steps of one row of the table, with what is expected of them."""
-    rows, size, decode, flow_steps, _ = gops.prefix(share)
+    columns = gops.prefix(np.array([share]))
+    rows, size, decode, flow_steps = columns[0][0], columns[1][0], columns[2][0], columns[3][0]
     closing = gops.closing(rows)
     decoded = np.zeros(index.frame_count + 1, np.int64)
     looks = []
@@ -395,12 +406,10 @@ def _plan(
         spans = _byte_ranges(index, first, stop)
         numbers = tuple(looks[at].tolist())
         steps.append(Step(first, stop, int(gops.stop_row[at]), spans, numbers, float(cost[at])))
-    seconds = (
-        _seconds(np.array([cost.sum()]), size, decode, rates, have)
-        + LINK_SECONDS_A_LOOK / rates.core_share * counts.sum()
-    )
+    seconds = float(_seconds(cost.sum(), int(size.sum()), decode.max(), len(steps), rates, have))
+    seconds += LINK_SECONDS_A_LOOK / rates.core_share * int(counts.sum())
     quality = expected_quality(np.unique(np.concatenate(looks)), decoded.cumsum(), index.frame_count)
-    return Plan(tuple(steps), index.frame_count, stride, share, float(seconds[0]), quality, skip_disposable)
+    return Plan(tuple(steps), index.frame_count, stride, share, seconds, quality, skip_disposable)
 
 
 def expected_quality(looks: IntArray, decoded_before: IntArray, frame_count: int) -> float:
@@ -499,5 +508,11 @@ def decode_stop(index: Index, stop_row: int) -> int:
 
 
 def _byte_ranges(index: Index, first_row: int, stop_row: int) -> tuple[ByteRange, ...]:
-    rows = range(first_row, decode_stop(index, stop_row))
-    return tuple(coalesce((index.byte_range(row) for row in rows), gap=JOIN_BYTES))
+    """What `coalesce` makes of the samples' ranges, without a range for each."""
+    rows = slice(first_row, decode_stop(index, stop_row))
+    order = np.argsort(index.offset[rows], kind="stable")
+    starts = index.offset[rows][order].astype(np.int64)
+    stops = np.maximum.accumulate(starts + index.size[rows][order])
+    breaks = np.flatnonzero(starts[1:] > stops[:-1] + JOIN_BYTES)
+    edges = zip(starts[np.append(0, breaks + 1)].tolist(), stops[np.append(breaks, -1)].tolist(), strict=True)
+    return tuple(ByteRange(start, stop) for start, stop in edges)
