@@ -270,6 +270,39 @@ def test_tensorrt_gets_its_cache_and_cuda_its_graph(model, tmp_path, monkeypatch
     assert asked[2][0][0] == "CUDAExecutionProvider"
 
 
+def test_libraries_are_loaded_once_and_what_is_printed_then_is_no_answer(monkeypatch, capsys, caplog):
+    asked = []
+
+    def preload():
+        asked.append("cuda")
+        print("Failed to load libcudart.so.13")
+
+    monkeypatch.setattr(ort.onnxruntime, "preload_dlls", preload)
+    monkeypatch.setattr(ort.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(ort.importlib, "import_module", asked.append)
+    ort.load_libraries.cache_clear()
+    with caplog.at_level(logging.DEBUG):
+        for tensorrt in (True, False, False, True):
+            ort.load_libraries(tensorrt=tensorrt)
+    assert asked == ["cuda", "tensorrt_libs", "cuda"]
+    assert capsys.readouterr().out == ""
+    assert "Failed to load libcudart.so.13" in caplog.text
+    ort.load_libraries.cache_clear()
+
+
+def test_a_missing_library_is_a_reason_with_its_remedy_and_is_not_tried_twice(model, monkeypatch):
+    """The plain build of ONNX Runtime knows no CUDA; that of the GPU without a driver falls back to the CPU."""
+    opened = []
+    real = ort.open_session
+    monkeypatch.setattr(
+        ort, "open_session", lambda *rest: opened.append(1) or real(*rest[:3], ["CPUExecutionProvider"])
+    )
+    with pytest.raises(RuntimeUnavailable, match="fell back to CPUExecutionProvider") as refused:
+        OrtCuda().open(ModelFile.read(model), ("boxes",), (1, 96, 160, 6), "fp32")
+    assert opened == [1]
+    assert "firsttouch[gpu]" in refused.value.hint
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """Sessions of the CPU that say they run on CUDA, with a CUDA graph as far as `refuses` lets them."""

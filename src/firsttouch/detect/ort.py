@@ -13,6 +13,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import io
 import json
 import logging
 import platform
@@ -22,7 +23,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -62,6 +63,10 @@ ELEMENT_TYPES = {
 """What an output may be of to get memory of its own."""
 BUILD_SECONDS = 1800.0
 """A build that takes longer is given up."""
+_LIBRARIES_REMEDY = (
+    "CUDA, cuDNN and TensorRT must be of the versions this onnxruntime-gpu was built with: pip install firsttouch[gpu] "
+    "brings the first two, firsttouch[tensorrt] all; LOG_LEVEL=debug says what was loaded"
+)
 _NO_DRIVER = Problem("no NVIDIA driver answers (nvidia-smi)", "install the driver, or set DEVICE=cpu")
 
 
@@ -475,14 +480,14 @@ def _open_on_gpu(
     """Opened and tried there, with a CUDA graph (`providers("1")`) where the model can be captured as one.
 
     It cannot where ONNX Runtime leaves a part to the CPU, or the size of an output comes from the picture. Raises
-    ModelMismatch, RuntimeUnavailable, OutOfDeviceMemory.
+    RuntimeUnavailable, and OutOfDeviceMemory.
     """
     if cuda_graph:
         try:
             return _tried_on_gpu(model, outputs, shape, precision, providers("1"), cuda_graph=True)
-        except OutOfDeviceMemory:
+        except (OutOfDeviceMemory, _FellBack):
             raise
-        except (ModelMismatch, RuntimeUnavailable) as exc:
+        except RuntimeUnavailable as exc:
             log.info("no CUDA graph of %s: %s", model.path.name, exc)
     return _tried_on_gpu(model, outputs, shape, precision, providers("0"), cuda_graph=False)
 
@@ -496,7 +501,11 @@ def _tried_on_gpu(
     *,
     cuda_graph: bool,
 ) -> Session:
-    session = open_session(model, outputs, session_options(model, shape), providers)
+    load_libraries(tensorrt="TensorrtExecutionProvider" in providers[0])
+    try:
+        session = open_session(model, outputs, session_options(model, shape), providers)
+    except ModelMismatch as exc:
+        raise RuntimeUnavailable(str(exc), hint=_LIBRARIES_REMEDY) from exc
     input_name = model.facts.inputs[0].name
     _checked(OrtSession(session, input_name, outputs, precision), "cuda")
     if cuda_graph and not all(is_fixed(output) for output in session.get_outputs()):
@@ -515,14 +524,31 @@ def _tried_on_gpu(
     return on_device
 
 
+class _FellBack(RuntimeUnavailable):
+    """ONNX Runtime runs the model elsewhere: a library of the GPU does not load, or there is no GPU."""
+
+
 def _checked(session: OrtSession, device: str) -> Session:
     """The session, if it really runs where it was sent: ONNX Runtime falls back without a word."""
     if session.device != device:
-        raise RuntimeUnavailable(
-            f"ONNX Runtime fell back to {session.providers[0]}",
-            hint="CUDA and cuDNN must be of the versions this onnxruntime-gpu was built with",
-        )
+        raise _FellBack(f"ONNX Runtime fell back to {session.providers[0]}", hint=_LIBRARIES_REMEDY)
     return session
+
+
+@functools.cache
+def load_libraries(*, tensorrt: bool = False) -> None:
+    """CUDA and cuDNN, and TensorRT, from the wheels that they came in, where no loader looks for them. What is not
+    there is left to the system's own paths, and whether it works to the session that is opened next."""
+    said = io.StringIO()
+    with redirect_stdout(said):  # ONNX Runtime prints, and our standard output is an answer
+        try:
+            onnxruntime.preload_dlls()
+            if tensorrt and importlib.util.find_spec("tensorrt_libs") is not None:
+                importlib.import_module("tensorrt_libs")
+        except Exception as exc:  # of a version without it, or a library that does not load
+            log.debug("libraries of the GPU: %s", exc)
+    for line in said.getvalue().splitlines():
+        log.debug("libraries of the GPU: %s", line)
 
 
 def session_options(model: ModelFile, shape: tuple[int, ...]) -> Any:
@@ -539,7 +565,8 @@ def open_session(model: ModelFile, outputs: tuple[str, ...], options: Any, provi
     """`providers` is None where the options name a plug-in's devices. Raises ModelMismatch, OutOfDeviceMemory."""
     try:
         with _memory_errors():
-            return onnxruntime.InferenceSession(model.cut_to(outputs), options, providers=providers)
+            # Without its own fall-back, which prints to standard output and says nothing else.
+            return onnxruntime.InferenceSession(model.cut_to(outputs), options, providers=providers, enable_fallback=0)
     except OutOfDeviceMemory:
         raise
     except Exception as exc:  # the pybind exceptions have no common base but Exception
