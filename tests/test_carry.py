@@ -53,6 +53,14 @@ def test_a_body_goes_along_its_flow_and_not_along_the_ruler():
     assert centre(ruler[8])[0] == pytest.approx(100)
 
 
+def test_few_bodies_that_flow_joins_beside_many_that_it_does_not():
+    crowd = [person(60 + 50 * k) for k in range(20)]
+    seen = [detections(0, crowd[:1]), detections(8, crowd[:1]), detections(20, crowd), detections(28, crowd)]
+    found = answers(seen, [gliding(0, 8, crowd[:1], crowd[:1])], 29)
+    assert [len(found[n].ids) for n in (0, 4, 8, 20, 24, 28)] == [1, 1, 1, 20, 20, 20]
+    np.testing.assert_allclose(found[24].xyxy, crowd, atol=1e-3)
+
+
 def test_flow_that_drifts_is_corrected_to_arrive():
     seen = [detections(0, [person(100)]), detections(10, [person(150)])]
     numbers = np.arange(11)

@@ -128,13 +128,14 @@ def _looked_at(tracks: Tracks, wanted: Int, width: int, height: int) -> _Bodies:
 
 @dataclass(frozen=True, slots=True)
 class _Gaps:
-    """Frames between two looks, and the bodies of either end in them.
+    """Frames between two looks, and the bodies of either end in them. between: the motions of all looks.
 
     Of each gap (G,): look, the looked-at frame before it; first and last, the frame numbers of its ends; motion, None
     where nothing was decoded between. Of each body in a gap (P,): gap, and its rows of `Tracks` at the two ends, -1
     where it is not there. Of each body on each frame (R,), by frame: frame number and body.
     """
 
+    between: Sequence[Motion | None]
     look: Rows
     first: npt.NDArray[np.int64]
     last: npt.NDArray[np.int64]
@@ -169,13 +170,17 @@ class _Gaps:
         body = np.arange(count.sum()) + np.repeat(start - (np.cumsum(count) - count), count)
         motions = [between[k] for k in look.tolist()]
         ends_of_gap = numbers[look], numbers[look + 1]
-        return cls(look, *ends_of_gap, motions, gap_of_body, ends[0], ends[1], np.repeat(frames, count), body)
+        return cls(between, look, *ends_of_gap, motions, gap_of_body, ends[0], ends[1], np.repeat(frames, count), body)
+
+    @property
+    def cut(self) -> npt.NDArray[np.bool_]:
+        """(G,) whether the picture cuts in the gap."""
+        return np.array([motion is not None and motion.cut_after is not None for motion in self.motions], np.bool_)
 
     @property
     def both(self) -> npt.NDArray[np.bool_]:
         """(P,) whether a body is at both ends, and no cut between."""
-        cut = np.array([motion is not None and motion.cut_after is not None for motion in self.motions], np.bool_)
-        return (self.left >= 0) & (self.right >= 0) & ~cut[self.gap]
+        return (self.left >= 0) & (self.right >= 0) & ~self.cut[self.gap]
 
     @property
     def flown(self) -> npt.NDArray[np.bool_]:
@@ -207,7 +212,7 @@ def _between_looks(tracks: Tracks, between: Sequence[Motion | None], wanted: Int
     flown = gaps.flown[gaps.gap[gaps.body]]
     for fill, rows in ((_flown, np.flatnonzero(flown)), (_coasting, np.flatnonzero(~flown))):
         if len(rows):
-            centre[rows] = fill(tracks, between, gaps, rows, _centre(start), _centre(stop))
+            centre[rows] = fill(tracks, gaps, rows, _centre(start), _centre(stop))
     size = _sizes(tracks, gaps, start, stop)
     xyxy = np.concatenate([centre - size / 2, centre + size / 2], -1)
     confidence = _faded(tracks, gaps, _at_edge(xyxy, gaps, width))
@@ -274,8 +279,8 @@ def _flow(carried: Float, tracks: Tracks, rows: Rows) -> Float:
 class _Paths:
     """Where flow takes the boxes of one end of some gaps, one motion after the other in one column of centres (C, 2).
 
-    at: (P,) where a body's path begins in it, -1 for those that were not detected there; and how far apart its
-    centres on a motion's rows lie, `stride` (P,).
+    at: (P,) where a body's path begins in it, -1 for those that no flow goes with; and how far apart its centres on a
+    motion's rows lie, `stride` (P,).
     """
 
     centres: Float
@@ -284,7 +289,7 @@ class _Paths:
 
     @classmethod
     def of(cls, tracks: Tracks, carried: Sequence[Float], motion_of_body: Rows, rows: Rows) -> _Paths:
-        """`carried` of each motion (M, N, 4), `rows` of `Tracks` (P,), -1 where a body is not at this end."""
+        """`carried` of each motion (M, N, 4), `rows` of `Tracks` (P,), -1 where a body is not at this end of one."""
         counts = np.array([boxes.shape[1] for boxes in carried], np.intp)
         sizes = np.array([boxes.shape[0] * boxes.shape[1] for boxes in carried], np.intp)
         begins = np.cumsum(sizes) - sizes
@@ -301,9 +306,7 @@ class _Paths:
         return np.where((at >= 0)[:, None], here, np.float32(np.nan))
 
 
-def _flown(
-    tracks: Tracks, between: Sequence[Motion | None], gaps: _Gaps, rows: Rows, start: Float, stop: Float
-) -> Float:
+def _flown(tracks: Tracks, gaps: _Gaps, rows: Rows, start: Float, stop: Float) -> Float:
     """(R, 2) centres by flow: between both ends where the body is at both, else along the flow of its only end."""
     which = np.flatnonzero(gaps.flown)
     motions = [motion for k in which.tolist() if (motion := gaps.motions[k]) is not None]
@@ -312,8 +315,9 @@ def _flown(
     place[which] = np.arange(len(which))
     motion_of_body = place[gaps.gap]
     body, everybody = gaps.body[rows], np.arange(len(gaps.gap))
-    forward = _Paths.of(tracks, [motion.forward for motion in motions], motion_of_body, gaps.left)
-    backward = _Paths.of(tracks, [motion.backward for motion in motions], motion_of_body, gaps.right)
+    left, right = (np.where(gaps.flown[gaps.gap], end, -1) for end in (gaps.left, gaps.right))
+    forward = _Paths.of(tracks, [motion.forward for motion in motions], motion_of_body, left)
+    backward = _Paths.of(tracks, [motion.backward for motion in motions], motion_of_body, right)
     final = np.diff(steps.start)[motion_of_body] - 1
     first_forward, last_forward = forward.on(everybody, np.zeros_like(final)), forward.on(everybody, final)
     first_backward, last_backward = backward.on(everybody, np.zeros_like(final)), backward.on(everybody, final)
@@ -356,16 +360,14 @@ def _ruler(motions: Sequence[Motion], motion: Rows, around: Around, start: Float
     return np.where(np.isfinite(here), here, plain).astype(np.float32)
 
 
-def _coasting(
-    tracks: Tracks, between: Sequence[Motion | None], gaps: _Gaps, rows: Rows, start: Float, stop: Float
-) -> Float:
+def _coasting(tracks: Tracks, gaps: _Gaps, rows: Rows, start: Float, stop: Float) -> Float:
     """(R, 2) centres in holes without motion: a cubic between the ends that keeps the velocity measured on
     either side."""
     leaving, coming = (np.full((len(gaps.gap), 2), np.nan, np.float32) for _ in range(2))
     for k in np.flatnonzero(~gaps.flown).tolist():
         mine, look = np.flatnonzero(gaps.gap == k), int(gaps.look[k])
-        leaving[mine] = _velocity(tracks, look, between, gaps.left[mine], leaving=True)
-        coming[mine] = _velocity(tracks, look + 1, between, gaps.right[mine], leaving=False)
+        leaving[mine] = _velocity(tracks, look, gaps.between, gaps.left[mine], leaving=True)
+        coming[mine] = _velocity(tracks, look + 1, gaps.between, gaps.right[mine], leaving=False)
     body = gaps.body[rows]
     length = (gaps.last - gaps.first)[gaps.gap, None].astype(np.float64)
     chord = (stop - start) / length
@@ -406,9 +408,8 @@ def _faded(tracks: Tracks, gaps: _Gaps, at_edge: npt.NDArray[np.bool_]) -> Float
     length = since + until
     share = since / length
     meeting = ((1 - share) * left + share * right) * np.exp(-np.minimum(since, until) / (4 * FADE_FRAMES))
-    cut = np.array([motion is not None and motion.cut_after is not None for motion in gaps.motions], np.bool_)[gap]
     followed, both = gaps.flown[gap], gaps.both[body]
-    reach = np.where(followed, np.where(at_edge[body] | cut, length, length / 2), EXTRAPOLATE_FRAMES)
+    reach = np.where(followed, np.where(at_edge[body] | gaps.cut[gap], length, length / 2), EXTRAPOLATE_FRAMES)
     only_left = np.where(since <= reach, left * np.exp(-since / FADE_FRAMES), 0.0)
     only_right = np.where(until <= reach, right * np.exp(-until / FADE_FRAMES), 0.0)
     alone = np.where(at_left, only_left, only_right)
