@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -260,11 +261,11 @@ def make_plan(
     if not fixed and not (best.worth > 0.0 and best.share > short[0]):
         # GOPs are left out only where there is no time for more than a few frames of each.
         for keep in KEEPS[1:]:
-            best = max(best, tried(keep, short), key=_Tried.rank)
+            best = max(best, tried(keep, short), key=attrgetter("worth"))
             if best.worth > 0.0 and best.share > short[0]:
                 break
     if not fixed and best.worth > 0.0 and FINER_FROM < best.share < 1.0:
-        best = max(best, tried(best.keep, [best.share + more for more in FINER]), key=_Tried.rank)
+        best = max(best, tried(best.keep, [best.share + more for more in FINER]), key=attrgetter("worth"))
     chosen = gops.kept(best.keep, done or {})
     return _plan(index, chosen, best.share, best.stride, rates, have, done or {}, skip_disposable=not every_frame)
 
@@ -276,9 +277,6 @@ class _Tried(NamedTuple):
     keep: float
     share: float
     stride: int
-
-    def rank(self) -> float:
-        return self.worth
 
 
 def _just(index: Index, rates: Rates, look_at: Sequence[int]) -> Plan:
