@@ -110,9 +110,9 @@ FLOW_STEP = 3
 """Frames at least between two that flow goes through; those between are interpolated. Going through all of them costs
 twice the flow and gains 0.008 of F1 (bench carry)."""
 ANSWER_SECONDS = 0.1
-"""Linking, carrying and writing 750 frames."""
+"""Linking, carrying and writing 750 frames, whatever the looks: good enough for a prediction, a plan counts them."""
 LINK_SECONDS_A_LOOK = 0.0007
-"""What each look adds to that, on one core at the end: linking and carrying takes 0.06 s with 61, 0.2 s with 255."""
+"""Linking and carrying, for each look, on one core at the end: it takes 0.06 s with 61, 0.2 s with 255."""
 
 KEYPOINTS_BY_COVERAGE = ((0.0, 0.0), (40 / 750, 0.02), (525 / 750, 0.55), (1.0, 0.77))
 """The judge's key-point score of the first part of a clip, measured with the judge's own code."""
